@@ -1,0 +1,797 @@
+"""From text to token ids and back: characters, words, and byte-level BPE.
+
+Three tokenizers share one interface, `Tokenizer`: `encode`, `decode`, `vocab_size`, `special_tokens`, `save`,
+`load` and `fingerprint`. `BPETokenizer` is the one that language models use. Its ids equal those of Hugging
+Face `tokenizers` and of `tiktoken` for the same merges, and it reads GPT-2's own files.
+
+Byte-level BPE starts from the 256 bytes and repeatedly merges the most frequent pair of neighboring tokens
+(Sennrich et al., 2016, https://arxiv.org/abs/1508.07909; on bytes: Radford et al., 2019, "Language Models are
+Unsupervised Multitask Learners").
+
+The module keeps a word as a Python string that holds one character per token: token `id` is written
+`chr(id)`. A merge is then `str.split` and `str.join`, which run at the speed of C, and the order of strings
+is the order of ids, which breaks ties.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import operator
+import os
+import re
+import uuid
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import regex
+
+if TYPE_CHECKING:
+    import tiktoken
+
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""GPT-2's pre-tokenizer: contractions; words, numbers and signs with the space before them; then spaces."""
+
+GPT4_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+"""GPT-4's pre-tokenizer: at most three digits a word, contractions in any case, signs with the line's end."""
+
+PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
+
+FORMAT = "llmfs-tokenizer"
+VERSION = 1
+
+_LONG_WORD = 64  # tokens: above this a word is merged with a heap, and is not kept in the cache
+_CACHE_WORDS = 1 << 17  # words kept before the cache starts afresh
+_MAX_IDS = 0x110000  # one character per id: Python has this many code points
+
+AllowedSpecial = Collection[str] | Literal["all"]
+
+
+class TokenizerError(ValueError):
+    """A tokenizer file that cannot be used. The message names the file."""
+
+
+# --- the interface -------------------------------------------------------------------------------------
+
+
+class Tokenizer(ABC):
+    """What every tokenizer can do. Ids run from 0 to `vocab_size - 1`; special tokens come last.
+
+    A special token stands for itself, never for its letters: it marks the end of a text or the turn of a
+    speaker. Special tokens in a text are plain text unless the caller allows them, so that a user who types
+    `<|endoftext|>` cannot forge one.
+    """
+
+    kind: ClassVar[str]  # "type" in the file
+
+    def __init__(self, n_ordinary: int, special_tokens: Sequence[str]) -> None:
+        self._n_ordinary = n_ordinary
+        self._special_tokens = {
+            token: n_ordinary + k for k, token in enumerate(check_special_tokens(special_tokens))
+        }
+        self._special_text = {id: token for token, id in self._special_tokens.items()}
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, special tokens included."""
+        return self._n_ordinary + len(self._special_tokens)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens and their ids (a copy)."""
+        return dict(self._special_tokens)
+
+    def encode(self, text: str, allowed_special: AllowedSpecial = frozenset()) -> list[int]:
+        """text -> ids.
+
+        allowed_special names the special tokens that are recognized in the text, or is "all". The others are
+        encoded letter by letter. Where two special tokens match at the same place, the longer one is taken.
+        """
+        allowed = self._allowed(allowed_special)
+        if not allowed:
+            return self._encode_ordinary(text)
+        ids: list[int] = []
+        for piece in re.split(_any_of(allowed), text):
+            if piece in allowed:
+                ids.append(self._special_tokens[piece])
+            else:
+                ids += self._encode_ordinary(piece)
+        return ids
+
+    def encode_batch(
+        self, texts: Iterable[str], allowed_special: AllowedSpecial = frozenset()
+    ) -> list[list[int]]:
+        """texts -> one list of ids for each."""
+        return [self.encode(text, allowed_special) for text in texts]
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """ids (a list, or an array or tensor of one dimension) -> text. An id out of range: ValueError."""
+
+    @abstractmethod
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one token stands for."""
+
+    @abstractmethod
+    def _encode_ordinary(self, text: str) -> list[int]:
+        """text -> ids, with no special token recognized."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """Everything that determines the ids, as JSON."""
+
+    @classmethod
+    @abstractmethod
+    def _from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The tokenizer of a `_state`."""
+
+    def fingerprint(self) -> str:
+        """A short hash of everything that determines the ids: equal fingerprints, equal ids."""
+        state = json.dumps([self.kind, self._state()], sort_keys=True)
+        return hashlib.sha256(state.encode()).hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer as JSON. The file appears whole or not at all."""
+        content = {"format": FORMAT, "version": VERSION, "type": self.kind, **self._state()}
+        with atomic_file(path) as file:
+            file.write(json.dumps(content).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote. A file of another kind, or a damaged one: TokenizerError."""
+        tokenizer = load_tokenizer(path)
+        if not isinstance(tokenizer, cls):
+            raise TokenizerError(
+                f"{path} holds a tokenizer of type {tokenizer.kind!r}, not {cls.kind!r}; use load_tokenizer"
+            )
+        return tokenizer
+
+    def _allowed(self, allowed_special: AllowedSpecial) -> frozenset[str]:
+        if isinstance(allowed_special, str):
+            if allowed_special != "all":
+                raise ValueError(
+                    f"allowed_special is the string {allowed_special!r}; give a collection such as "
+                    f'{{{allowed_special!r}}}, or "all"'
+                )
+            return frozenset(self._special_tokens)
+        unknown = [token for token in allowed_special if token not in self._special_tokens]
+        if unknown:
+            raise ValueError(
+                f"allowed_special names {unknown[0]!r}; this tokenizer's special tokens are "
+                f"{list(self._special_tokens)}"
+            )
+        return frozenset(allowed_special)
+
+    def _unknown_id(self, ids: Iterable[Any], known: Callable[[Any], bool]) -> ValueError:
+        bad = next(id for id in ids if not known(id))
+        return ValueError(f"token id {bad!r} is not in the vocabulary: ids are 0 to {self.vocab_size - 1}")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a tokenizer of any type. A damaged or foreign file raises TokenizerError."""
+    types: dict[str, type[Tokenizer]] = {c.kind: c for c in (CharTokenizer, WordTokenizer, BPETokenizer)}
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path} is not a tokenizer file, or it is damaged: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise TokenizerError(f"{path} is not a tokenizer file: it has no \"format\": \"{FORMAT}\"")
+    if content.get("version") != VERSION:
+        raise TokenizerError(
+            f"{path} has version {content.get('version')!r}; this package reads version {VERSION}"
+        )
+    kind = content.get("type")
+    if not isinstance(kind, str) or kind not in types:
+        raise TokenizerError(f"{path} has type {kind!r}; known types are {', '.join(types)}")
+    try:
+        return types[kind]._from_state(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
+    """The special tokens as a list; ValueError where one is empty, given twice or not a string."""
+    if isinstance(special_tokens, str):
+        raise ValueError(f"special_tokens is one string, {special_tokens!r}; give a list of strings")
+    tokens = list(special_tokens)
+    for k, token in enumerate(tokens):
+        if not isinstance(token, str) or not token:
+            raise ValueError(f"a special token is a string of at least one character, not {token!r}")
+        if token in tokens[:k]:
+            raise ValueError(f"special token {token!r} is given twice")
+    return tokens
+
+
+def _any_of(tokens: Collection[str]) -> str:
+    """A pattern that captures any of the tokens, the longest first."""
+    return "(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")"
+
+
+def _documents(texts: str | Iterable[str], progress: bool, what: str) -> Iterable[str]:
+    """The texts one by one, with a progress bar if asked for."""
+    documents = [texts] if isinstance(texts, str) else texts
+    if progress:
+        from tqdm.auto import tqdm
+
+        documents = tqdm(documents, desc=what, unit=" texts")
+    return documents
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes path's place when the block ends without an error.
+
+    It is written beside path and renamed, so that a reader sees the old file or the new one, never a part.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+# --- characters and words ------------------------------------------------------------------------------
+
+
+class _TableTokenizer(Tokenizer):
+    """A tokenizer that is a list of strings: token `id` is `tokens[id]`."""
+
+    def __init__(self, tokens: Sequence[str], special_tokens: Sequence[str]) -> None:
+        super().__init__(len(tokens), special_tokens)
+        self._tokens = list(tokens)
+        self._ids = {token: id for id, token in enumerate(tokens)}
+        if len(self._ids) != len(self._tokens):
+            raise ValueError("a token is given twice")
+        self._text = dict(enumerate(self._tokens)) | self._special_text
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """ids -> text."""
+        ids = _as_list(ids)
+        try:
+            return "".join(map(self._text.__getitem__, ids))
+        except (KeyError, TypeError) as error:
+            raise self._unknown_id(ids, self._text.__contains__) from error
+
+    def token_bytes(self, id: int) -> bytes:
+        """The token's text in UTF-8."""
+        return self.decode([id]).encode("utf-8", "surrogatepass")
+
+
+class CharTokenizer(_TableTokenizer):
+    """One token per character (code point), in the order of the code points.
+
+    A character that the training text did not have raises ValueError, unless the tokenizer was trained with
+    an unk_token, a special token that stands for every unknown character.
+    """
+
+    kind = "char"
+
+    def __init__(
+        self, characters: Sequence[str], *, special_tokens: Sequence[str] = (), unk_token: str | None = None
+    ) -> None:
+        super().__init__(characters, special_tokens)
+        if any(len(character) != 1 for character in characters):
+            raise ValueError("a token of a CharTokenizer is one character")
+        if unk_token is not None and unk_token not in self._special_tokens:
+            raise ValueError(f"unk_token {unk_token!r} is not among the special tokens {special_tokens}")
+        self.unk_token = unk_token
+
+    @classmethod
+    def train(
+        cls,
+        texts: str | Iterable[str],
+        *,
+        special_tokens: Sequence[str] = (),
+        unk_token: str | None = None,
+        progress: bool = False,
+    ) -> Self:
+        """The tokenizer of the characters in texts. unk_token is added in front of special_tokens."""
+        characters: set[str] = set()
+        for text in _documents(texts, progress, "characters"):
+            characters.update(text)
+        specials = _with_unk(special_tokens, unk_token)
+        return cls(sorted(characters), special_tokens=specials, unk_token=unk_token)
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        try:
+            return list(map(self._ids.__getitem__, text))
+        except KeyError:
+            if self.unk_token is not None:
+                unk = self._special_tokens[self.unk_token]
+                return [self._ids.get(character, unk) for character in text]
+        position, character = next((i, c) for i, c in enumerate(text) if c not in self._ids)
+        raise ValueError(
+            f"character {character!r} at position {position} is not among the {len(self._ids)} characters of "
+            "the training text; train on a text that has it, or with an unk_token"
+        )
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "characters": self._tokens,
+            "special_tokens": list(self._special_tokens),
+            "unk_token": self.unk_token,
+        }
+
+    @classmethod
+    def _from_state(cls, state: Mapping[str, Any]) -> Self:
+        return cls(
+            _strings(state["characters"]),
+            special_tokens=_strings(state["special_tokens"]),
+            unk_token=state["unk_token"],
+        )
+
+
+class WordTokenizer(_TableTokenizer):
+    """One token per word; the space before a word belongs to it, so that known text decodes exactly.
+
+    A token is a word (letters, digits, apostrophes inside) with the space before it, one other sign with the
+    space before it, or one whitespace character. A word that is not in the vocabulary becomes `<unk>`, after
+    the space that stood before it. That loses the word: `decode(encode(text))` equals text only if every word
+    is known.
+    """
+
+    kind = "word"
+    unk_token = "<unk>"
+
+    _WORD = re.compile(r" ?\w+(?:['’]\w+)*| ?[^\w\s]|\s")
+
+    def __init__(self, words: Sequence[str], *, special_tokens: Sequence[str] = (unk_token,)) -> None:
+        super().__init__(words, special_tokens)
+        if self.unk_token not in self._special_tokens or " " not in self._ids:
+            raise ValueError(f"a word vocabulary has the word ' ' and the special token {self.unk_token!r}")
+
+    @classmethod
+    def train(
+        cls,
+        texts: str | Iterable[str],
+        vocab_size: int | None = None,
+        *,
+        special_tokens: Sequence[str] = (),
+        progress: bool = False,
+    ) -> Self:
+        """The tokenizer of the most frequent words of texts, of all of them if vocab_size is None.
+
+        vocab_size counts `<unk>` and special_tokens. Ids follow the frequency; equal ones, the alphabet.
+        """
+        counts: Counter[str] = Counter()
+        for text in _documents(texts, progress, "words"):
+            counts.update(cls._WORD.findall(text))
+        counts[" "] += 0  # always a token: it stands before an unknown word
+        specials = _with_unk(special_tokens, cls.unk_token)
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        if vocab_size is not None:
+            room = vocab_size - len(specials)
+            if room < 1:
+                raise ValueError(
+                    f"vocab_size is {vocab_size}; the space and {len(specials)} special tokens need "
+                    f"{len(specials) + 1}"
+                )
+            kept = set(ranked[:room])
+            ranked = ranked[:room] if " " in kept else [*ranked[: room - 1], " "]
+        return cls(ranked, special_tokens=specials)
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        unk, space, ids = self._special_tokens[self.unk_token], self._ids[" "], []
+        for word in self._WORD.findall(text):
+            id = self._ids.get(word)
+            if id is not None:
+                ids.append(id)
+            elif word[0] == " ":
+                ids += [space, unk]
+            else:
+                ids.append(unk)
+        return ids
+
+    def _state(self) -> dict[str, Any]:
+        return {"words": self._tokens, "special_tokens": list(self._special_tokens)}
+
+    @classmethod
+    def _from_state(cls, state: Mapping[str, Any]) -> Self:
+        return cls(_strings(state["words"]), special_tokens=_strings(state["special_tokens"]))
+
+
+def _with_unk(special_tokens: Sequence[str], unk_token: str | None) -> list[str]:
+    tokens = check_special_tokens(special_tokens)
+    return tokens if unk_token is None or unk_token in tokens else [unk_token, *tokens]
+
+
+def _strings(value: object) -> list[str]:
+    """A list of strings out of a file; TypeError if it is something else."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError("expected a list of strings")
+    return value
+
+
+def _as_list(ids: Iterable[int]) -> list[int]:
+    """Ids as a list: arrays and tensors give their numbers, not elements of their own."""
+    return list(ids.tolist() if hasattr(ids, "tolist") else ids)
+
+
+# --- byte-level BPE: training --------------------------------------------------------------------------
+
+# GPT-2 gives the first ids to the bytes that Latin-1 prints, in order, and the next ones to the rest.
+_PRINTS = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BASE_BYTES = bytes([*_PRINTS, *sorted(set(range(256)) - set(_PRINTS))])
+"""The byte of each base id: token `id` is the byte `BASE_BYTES[id]` for ids below 256."""
+
+_ID_OF_BYTE = bytes(BASE_BYTES.index(b) for b in range(256))
+
+
+def to_tokens(word: str) -> str:
+    """A word as a string of base tokens: one character `chr(id)` for each byte of its UTF-8.
+
+    A lone surrogate has no UTF-8; its three bytes are what UTF-8's rule would give.
+    """
+    return word.encode("utf-8", "surrogatepass").translate(_ID_OF_BYTE).decode("latin-1")
+
+
+def count_words(texts: Iterable[str], pattern: regex.Pattern[str]) -> Counter[str]:
+    """How often each pre-token ("word") occurs in texts."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(pattern.findall(text))
+    return counts
+
+
+def pairs(word: str) -> Iterator[str]:
+    """The neighboring pairs of a word: "abc" -> "ab", "bc"."""
+    return map("".join, pairwise(word))
+
+
+def count_pairs(word_counts: Mapping[str, int]) -> Counter[str]:
+    """How often each pair of neighboring tokens occurs: {two characters: count}.
+
+    word_counts holds words as strings of tokens.
+    """
+    counts: Counter[str] = Counter()
+    for word, n in word_counts.items():
+        for pair in pairs(word):
+            counts[pair] += n
+    return counts
+
+
+def learn_merges(word_counts: Mapping[str, int], n_merges: int) -> Iterable[tuple[int, int]]:
+    """The pairs to merge, in order; merge k makes token 256 + k. Fewer, where no pair is left.
+
+    word_counts: how often each word (a string of tokens) occurs. Equal counts: the smaller pair of ids first.
+    """
+    index = PairIndex(word_counts)
+    for k in range(n_merges):
+        pair = index.most_frequent()
+        if pair is None:
+            return
+        index.merge(pair, chr(256 + k))
+        yield ord(pair[0]), ord(pair[1])
+
+
+class PairIndex:
+    """The pairs of neighboring tokens in a set of words: how often each occurs, and in which words.
+
+    A merge touches only the words that have the pair, and there only the pairs beside it. Two structures are
+    allowed to be out of date, because looking twice is cheaper than tidying up: `words_with` may name a word
+    that the pair has left, and the heap may hold a count that has since fallen.
+    """
+
+    def __init__(self, word_counts: Mapping[str, int]) -> None:
+        self.words = list(word_counts)
+        self.n_times = list(word_counts.values())
+        self.count = count_pairs(word_counts)
+        self.words_with: defaultdict[str, list[int]] = defaultdict(list)
+        for i, word in enumerate(self.words):
+            for pair in pairs(word):
+                self.words_with[pair].append(i)
+        self.heap = [(-n, pair) for pair, n in self.count.items()]
+        heapq.heapify(self.heap)
+
+    def most_frequent(self) -> str | None:
+        """The pair with the highest count, of equal ones the smallest; None when no pair is left."""
+        while self.heap:
+            n, pair = heapq.heappop(self.heap)
+            now = self.count[pair]
+            if now == -n:
+                return pair
+            if now > 0:  # counts only fall after a pair is pushed: put it back where it belongs
+                heapq.heappush(self.heap, (-now, pair))
+        return None
+
+    def merge(self, pair: str, new: str) -> None:
+        """Replace the pair by the token `new` in every word, and bring the counts up to date."""
+        count, words_with = self.count, self.words_with
+        made = set()
+        for i in words_with.pop(pair):
+            pieces = self.words[i].split(pair)  # what stands between the occurrences, found from the left
+            if len(pieces) == 1:
+                continue  # the pair is no longer in this word
+            self.words[i] = new.join(pieces)
+            n = self.n_times[i]
+            for before, after in changed_neighbors(pieces, pair, new):
+                count[before] -= n
+                count[after] += n
+                words_with[after].append(i)
+                made.add(after)
+        del count[pair]
+        for after in made:
+            heapq.heappush(self.heap, (-count[after], after))
+
+
+def changed_neighbors(pieces: list[str], pair: str, new: str) -> list[tuple[str, str]]:
+    """The pairs beside a merge, before and after it: [(old pair, new pair), ...].
+
+    pieces is a word split at the pair: in "xaby", split at "ab", "xa" becomes "xN" and "by" becomes "Ny".
+    Two occurrences side by side, "abab", turn the pair "ba" between them into "NN".
+    """
+    first, second = pair[0], pair[1]
+    changes = []
+    for k in range(1, len(pieces)):  # the occurrence between pieces[k - 1] and pieces[k]
+        left, right = pieces[k - 1], pieces[k]
+        if left:
+            changes.append((left[-1] + first, left[-1] + new))
+        elif k > 1:
+            changes.append((second + first, new + new))
+        if right:
+            changes.append((second + right[0], new + right[0]))
+    return changes
+
+
+# --- byte-level BPE: encoding --------------------------------------------------------------------------
+
+
+def merge_short_word(word: str, merged: Mapping[str, str]) -> str:
+    """Merge the pair learned first, everywhere in the word, until no pair is left that was learned.
+
+    merged: {pair: the token it makes}. A token learned earlier is a smaller character, so `min` finds it.
+    Takes time in proportion to length times merges: for words, not for pages.
+    """
+    pair_of = {}
+    while True:
+        for pair in pairs(word):
+            if pair in merged:
+                pair_of[merged[pair]] = pair
+        if not pair_of:
+            return word
+        new = min(pair_of)
+        word = word.replace(pair_of[new], new)
+        pair_of.clear()
+
+
+def merge_long_word(word: str, merged: Mapping[str, str]) -> str:
+    """What `merge_short_word` gives, in O(n log n): a linked list of tokens and a heap of possible merges."""
+    tokens = list(word)  # a token that was merged into the one before it is ""
+    before = list(range(-1, len(tokens) - 1))
+    after = [*range(1, len(tokens)), -1]
+    heap = [(merged[pair], i) for i, pair in enumerate(pairs(word)) if pair in merged]
+    heapq.heapify(heap)
+
+    def offer(i: int, j: int) -> None:
+        if i >= 0 and j >= 0 and (made := merged.get(tokens[i] + tokens[j])) is not None:
+            heapq.heappush(heap, (made, i))
+
+    while heap:
+        new, i = heapq.heappop(heap)
+        j = after[i]
+        if j < 0 or not tokens[i] or merged.get(tokens[i] + tokens[j]) != new:
+            continue  # one of the two has been merged with another neighbor since
+        tokens[i], tokens[j] = new, ""
+        after[i] = after[j]
+        if after[i] >= 0:
+            before[after[i]] = i
+        offer(before[i], i)
+        offer(i, after[i])
+    return "".join(tokens)
+
+
+class _WordCache(dict[str, list[int]]):
+    """{word: ids}, filled as words are met. It starts afresh when it is full, so that it stays bounded."""
+
+    def __init__(self, merged: Mapping[str, str]) -> None:
+        self.merged = merged
+
+    def __missing__(self, word: str) -> list[int]:
+        tokens = to_tokens(word)
+        if len(tokens) > _LONG_WORD:
+            return list(map(ord, merge_long_word(tokens, self.merged)))
+        ids = list(map(ord, merge_short_word(tokens, self.merged)))
+        if len(self) >= _CACHE_WORDS:
+            self.clear()
+        self[word] = ids
+        return ids
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level byte pair encoding: the tokenizer of GPT-2, GPT-4 and Llama 3.
+
+    A pattern cuts the text into words; inside a word, pairs of tokens are merged in the order in which they
+    were learned. Ids: the 256 bytes in GPT-2's order, then the merges, then the special tokens.
+
+    Every string is encoded, and `decode(encode(text)) == text`. That holds for lone surrogates too (half of a
+    pair in UTF-16, which a Python string may hold and UTF-8 may not): they are written as three bytes by
+    UTF-8's rule, and read back as surrogates. Any other bytes that are not UTF-8 decode to U+FFFD, the
+    replacement character.
+
+    pattern: "gpt2", "gpt4", or a regular expression of the `regex` module without capturing groups. A
+    character that it leaves out becomes a word of its own.
+    """
+
+    kind = "bpe"
+
+    def __init__(
+        self, merges: Sequence[tuple[int, int]], *, pattern: str = "gpt2", special_tokens: Sequence[str] = ()
+    ) -> None:
+        super().__init__(256 + len(merges), special_tokens)
+        self.pattern = PATTERNS.get(pattern, pattern)
+        self._merges = [(operator.index(a), operator.index(b)) for a, b in merges]
+        self._split = compile_pattern(self.pattern).findall
+        self._bytes = dict(enumerate(vocabulary(self._merges)))
+        self._bytes |= {id: text.encode("utf-8", "surrogatepass") for id, text in self._special_text.items()}
+        self._cache = _WordCache({chr(a) + chr(b): chr(256 + k) for k, (a, b) in enumerate(self._merges)})
+
+    @classmethod
+    def train(
+        cls,
+        texts: str | Iterable[str],
+        vocab_size: int,
+        *,
+        pattern: str = "gpt2",
+        special_tokens: Sequence[str] = (),
+        progress: bool = False,
+    ) -> Self:
+        """Learn merges from texts until there are vocab_size ids, special tokens included.
+
+        texts is one string, or an iterable of documents, which is read once. Special tokens in it are left
+        out. A text too small for so many merges stops when each of its words is one token: the tokenizer's
+        `vocab_size` is then smaller than what was asked for. Of pairs that are equally frequent, the smaller
+        pair of ids is merged first.
+        """
+        specials = check_special_tokens(special_tokens)
+        n_merges = vocab_size - 256 - len(specials)
+        if n_merges < 0:
+            raise ValueError(
+                f"vocab_size is {vocab_size}; the 256 bytes and {len(specials)} special tokens need at least "
+                f"{256 + len(specials)}"
+            )
+        if vocab_size > _MAX_IDS:
+            raise ValueError(f"vocab_size is {vocab_size}; the largest possible is {_MAX_IDS}")
+        documents = _documents(texts, progress, "counting words")
+        if specials:
+            between = re.compile(_any_of(specials).replace("(", "(?:", 1))
+            documents = chain.from_iterable(map(between.split, documents))
+        word_counts = count_words(documents, compile_pattern(PATTERNS.get(pattern, pattern)))
+        merges = learn_merges({to_tokens(word): n for word, n in word_counts.items()}, n_merges)
+        if progress:
+            from tqdm.auto import tqdm
+
+            merges = tqdm(merges, desc="learning merges", total=n_merges)
+        return cls(list(merges), pattern=pattern, special_tokens=specials)
+
+    @property
+    def merges(self) -> list[tuple[int, int]]:
+        """The pairs of ids in the order in which they were learned; merge k makes token 256 + k (a copy)."""
+        return list(self._merges)
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        return list(chain.from_iterable(map(self._cache.__getitem__, self._split(text))))
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """ids -> bytes, which need not be UTF-8: a token can be part of a character."""
+        ids = _as_list(ids)
+        try:
+            return b"".join(map(self._bytes.__getitem__, ids))
+        except (KeyError, TypeError) as error:
+            raise self._unknown_id(ids, self._bytes.__contains__) from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """ids -> text; bytes that are not UTF-8 give U+FFFD."""
+        return decode_utf8(self.decode_bytes(ids))
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one token stands for."""
+        return self.decode_bytes([id])
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "pattern": self.pattern,
+            "merges": self._merges,
+            "special_tokens": list(self._special_tokens),
+        }
+
+    @classmethod
+    def _from_state(cls, state: Mapping[str, Any]) -> Self:
+        specials = _strings(state["special_tokens"])
+        (pattern,) = _strings([state["pattern"]])
+        return cls(state["merges"], pattern=pattern, special_tokens=specials)
+
+    def to_tiktoken(self) -> tiktoken.Encoding:
+        """The same tokenizer as a `tiktoken.Encoding`, with the same ids.
+
+        Two exceptions: tiktoken replaces lone surrogates, and it leaves out what a pattern leaves out.
+        """
+        import tiktoken
+
+        ranks = {self._bytes[id]: id for id in range(self._n_ordinary)}
+        return tiktoken.Encoding(
+            name=f"llmfs-{self.fingerprint()}",
+            pat_str=self.pattern,
+            mergeable_ranks=ranks,
+            special_tokens=self._special_tokens,
+        )
+
+    @classmethod
+    def from_gpt2_files(cls, vocab_bpe_path: str | Path, encoder_json_path: str | Path) -> Self:
+        """GPT-2's own tokenizer from the two files of its release, `vocab.bpe` and `encoder.json`.
+
+        The files print the bytes as characters. Their ids are checked against ours, `<|endoftext|>` = 50256
+        included; files that do not agree raise TokenizerError.
+        """
+        try:
+            ids: dict[str, int] = json.loads(Path(encoder_json_path).read_bytes())
+            lines = Path(vocab_bpe_path).read_text(encoding="utf-8").split("\n")
+            halves = [line.split(" ") for line in lines[1:] if line]  # the first line names the version
+            merges = [(ids[left], ids[right]) for left, right in halves]
+            specials = sorted((token for token in ids if ids[token] >= 256 + len(merges)), key=ids.__getitem__)
+            tokenizer = cls(merges, pattern="gpt2", special_tokens=specials)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TokenizerError(
+                f"{vocab_bpe_path} and {encoder_json_path} are not GPT-2's two files: {error!r}"
+            ) from error
+        ours = {token: id for id, token in enumerate([*_PRINTED, *map("".join, halves), *specials])}
+        if ours != ids:
+            raise TokenizerError(f"{encoder_json_path} gives other ids than the merges of {vocab_bpe_path}")
+        return tokenizer
+
+
+# GPT-2's files print a byte as the character of its number or, where that is blank, as one from U+0100 on.
+_PRINTED = [chr(byte) if id < 188 else chr(256 + id - 188) for id, byte in enumerate(BASE_BYTES)]
+
+
+def compile_pattern(pattern: str) -> regex.Pattern[str]:
+    """A pre-tokenizer's pattern, extended so that no character falls between two words."""
+    try:
+        compiled = regex.compile(f"{pattern}|(?s:.)")
+    except regex.error as error:
+        raise ValueError(
+            f"pattern {pattern!r} is not a regular expression ({error}), nor one of {', '.join(PATTERNS)}"
+        ) from error
+    if compiled.groups:
+        raise ValueError(f"pattern {pattern!r} has a capturing group; write (?:...) in place of (...)")
+    return compiled
+
+
+def vocabulary(merges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes of every token: the 256 bytes, then the two halves of each merge put together."""
+    if len(merges) > _MAX_IDS - 256:
+        raise ValueError(f"{len(merges)} merges are too many; the most possible is {_MAX_IDS - 256}")
+    tokens = [bytes([byte]) for byte in BASE_BYTES]
+    for a, b in merges:
+        if not (0 <= a < len(tokens) and 0 <= b < len(tokens)):
+            raise ValueError(f"merge ({a}, {b}) makes token {len(tokens)}, so its parts must be below that")
+        tokens.append(tokens[a] + tokens[b])
+    if len(set(tokens)) != len(tokens):
+        raise ValueError("two merges make the same bytes: each token needs bytes of its own")
+    return tokens
+
+
+def decode_utf8(data: bytes) -> str:
+    """bytes -> text: lone surrogates are read back, anything else that is not UTF-8 becomes U+FFFD."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        # Proper UTF-8 has no ED followed by A0 to BF, so a surrogate's three bytes cannot be part of it.
+        parts = re.split(rb"(\xed[\xa0-\xbf][\x80-\xbf])", data)
+        return "".join(
+            part.decode("utf-8", "surrogatepass" if k % 2 else "replace") for k, part in enumerate(parts)
+        )
