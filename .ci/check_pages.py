@@ -149,9 +149,8 @@ def loads_from_other_hosts(page: Page, site: Site) -> Iterator[Fault]:
         if tag.has_attr("style"):
             yield from (("host", f"style= {address}") for address in _css_loads(tag["style"]))
         if tag.name == "script" and not tag.has_attr("src"):
-            for address in SCRIPT_URL.findall(tag.get_text()):
-                if not HARMLESS_URL.search(address):
-                    yield "host", f"<script> names {address}"
+            named = SCRIPT_URL.findall(tag.get_text())
+            yield from (("host", f"<script> names {url}") for url in named if not HARMLESS_URL.search(url))
 
 
 def _loads(tag: Tag) -> Iterator[str]:
@@ -166,8 +165,7 @@ def _loads(tag: Tag) -> Iterator[str]:
     else:
         for key in ("src", "data", "poster"):
             yield tag.get(key, "")
-        for candidate in tag.get("srcset", "").split(","):
-            yield candidate
+        yield from tag.get("srcset", "").split(",")
 
 
 def _css_loads(css: str) -> Iterator[str]:
@@ -210,9 +208,9 @@ def missing_local_files(page: Page, site: Site) -> Iterator[Fault]:
     for tag in page.soup.find_all(["script", "link", "img"]):
         for address in _loads(tag):
             parts = urlsplit(address)
-            if not parts.scheme and not parts.netloc and parts.path:
-                if not (page.path.parent / unquote(parts.path)).is_file():
-                    yield "reference", f"<{tag.name}> {address}: no such file"
+            is_local = bool(parts.path) and not parts.scheme and not parts.netloc
+            if is_local and not (page.path.parent / unquote(parts.path)).is_file():
+                yield "reference", f"<{tag.name}> {address}: no such file"
 
 
 CHECKS = (

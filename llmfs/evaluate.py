@@ -1,9 +1,13 @@
 """How good a language model is: loss on held-out text, in units that can be compared."""
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -67,3 +71,73 @@ def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
     if n_tokens < 1 or n_bytes < 1:
         raise ValueError(f"a text of {n_tokens} tokens and {n_bytes} bytes has no bits per byte")
     return nats_per_token * n_tokens / math.log(2) / n_bytes
+
+
+class Encoder(Protocol):
+    """What `measure_recalls` needs of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def token_bytes(self, id: int) -> bytes: ...
+
+
+class Recall(Protocol):
+    """A stretch of a text that the text before it determines; see `llmfs.tales.Recall`."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def distance(self) -> int: ...
+
+
+class Story(Protocol):
+    """A text and what must be recalled in it; see `llmfs.tales.Tale`."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def recalls(self) -> Sequence[Recall]: ...
+
+
+@dataclass(frozen=True)
+class RecallHit:
+    """One recall, put to a model."""
+
+    kind: str
+    distance: int  # words since the fact was last stated
+    correct: bool  # the most likely token is the right one, at the first token of the stretch
+    nats: float  # -log p(right token)
+
+
+@torch.no_grad()
+def measure_recalls(model: nn.Module, tokenizer: Encoder, stories: Sequence[Story], *, end_id: int) -> list[RecallHit]:
+    """Can the model say what the story so far determines? Every recall of every story -> a hit or a miss each.
+
+    Each story is read alone, behind one token `end_id`, which stands between stories in training.
+    """
+    device = next(model.parameters()).device
+    hits = []
+    with evaluating(model):
+        for story in stories:
+            ids = [end_id, *tokenizer.encode(story.text)]
+            logp = model(torch.tensor([ids[:-1]], device=device))[0].float().log_softmax(-1)  # (T, V)
+            ends = list(itertools.accumulate(len(tokenizer.token_bytes(id)) for id in ids[1:]))
+            for recall in story.recalls:
+                place = len(story.text[: recall.start].encode())  # in bytes, as tokens are
+                t = bisect.bisect_right(ends, place)  # the token that holds the first letter
+                right = ids[1 + t]
+                hits.append(RecallHit(recall.kind, recall.distance, int(logp[t].argmax()) == right, -logp[t, right].item()))
+    return hits
+
+
+def accuracy_by(hits: Iterable[RecallHit], key: Callable[[RecallHit], Any]) -> dict[Any, tuple[float, int]]:
+    """Group hits by key(hit) -> {group: (share that is correct, how many)}."""
+    groups: dict[Any, list[bool]] = {}
+    for hit in hits:
+        groups.setdefault(key(hit), []).append(hit.correct)
+    return {group: (sum(correct) / len(correct), len(correct)) for group, correct in groups.items()}

@@ -22,6 +22,7 @@ with the white space before it. Joining the words gives the text back.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import random
 import re
@@ -33,19 +34,35 @@ from typing import Literal
 
 END = ""  # the key of `next_words` for "the tale ends here": no word is empty
 
-RECALL_KINDS: tuple[str, ...] = (
+RECALL_KINDS: tuple[str, ...] = (  # easy to hard
     "refrain",  # a line of a song or of a cumulative verse, repeated
     "epithet",  # the animal after a name that was met before: Mira -> Mouse
     "near name",  # a name last read at most NEAR words ago
     "thing",  # an object named before
-    "pronoun",  # she or he, as the name demands
+    "pronoun",  # his or her, as the name demands
     "far name",  # a name last read more than NEAR words ago
-    "spot",  # where someone hid or something lay
-    "holder",  # who has the thing now, after it changed hands
     "place",  # where someone lives or something happened
-    "whereabouts",  # where a thing is now, after several moves
+    "spot",  # where someone hid or something lay
+    "who",  # the one who hid in this spot, who brought this thing
+    "holder",  # who has the thing now, after it changed hands
+    "whereabouts",  # where the thing is now, after it was moved
 )
 NEAR = 20  # words
+
+QUESTION_KINDS: tuple[str, ...] = (  # easy to hard
+    "animal",  # What is Mira?
+    "verse",  # Who chased the hen? (of a cumulative verse)
+    "home",  # Where does Mira live?
+    "thing",  # What did Mira take along?
+    "place",  # Where did they play?
+    "last",  # Who won the game?
+    "helper",  # Who helped Mira?
+    "spot",  # Where did Tom hide?
+    "gift",  # What did Tom bring?
+    "giver",  # Who brought the drum?
+    "holder",  # Who has the drum?
+    "whereabouts",  # Where is the drum?
+)
 
 
 # ------------------------------------------------------------------------------------ what callers see
@@ -65,7 +82,7 @@ class Recall:
 class Question:
     """A question about a tale, with the one right answer."""
 
-    kind: str
+    kind: str  # one of QUESTION_KINDS
     text: str
     answer: str
     distance: int  # words from the last statement of the fact to the end of the tale
@@ -138,13 +155,13 @@ def check(text: str) -> list[Problem]:
     where the longest reading breaks off.
     """
     words = split_words(text)
+    starts = [*_visible_starts(words), len(text)]
     search = Search(tell, words, relaxed=True)
     reader = next(search.readings(), None)
     if reader is None:
-        return [Problem("grammar", _starts(words)[search.furthest], search.dead_end())]
-    starts = _starts(words)
+        return [Problem("grammar", starts[search.furthest], search.dead_end())]
     return [
-        Problem("fact", starts[slip.at] + len(slip.space), f"expected {slip.expected}, found {slip.found!r}")
+        Problem("fact", starts[slip.at], f"expected {slip.expected}, found {slip.found}")
         for slip in reader.slips
     ]
 
@@ -185,12 +202,10 @@ def split_words(text: str) -> list[str]:
     return [*words, rest] if rest else words  # white space at the very end belongs to no tale
 
 
-def _starts(words: Sequence[str]) -> list[int]:
-    """The character at which each word starts, and the length of the text."""
-    starts = [0]
-    for word in words:
-        starts.append(starts[-1] + len(word))
-    return starts
+def _visible_starts(words: Sequence[str]) -> list[int]:
+    """The character at which each word starts, after its white space."""
+    ends = itertools.accumulate(map(len, words))
+    return [end - len(word.lstrip()) for end, word in zip(ends, words, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -221,9 +236,10 @@ def compile_template(template: str) -> tuple[Piece, ...]:
     pieces: list[Piece] = []
     for space, slot, list_space, options, literal in _PIECE.findall(template):
         if slot:
-            pieces.append(Slot(slot[0].lower() + slot[1:] if "." not in slot else slot, space))
-            if slot[0].isupper():
-                pieces.append(Slot(slot[0].lower() + slot[1:] + ".animal", " "))
+            name = slot[0].lower() + slot[1:]
+            pieces.append(Slot(name, space))
+            if name != slot:
+                pieces.append(Slot(name + ".animal", " "))
         elif options:
             chosen = options.split("|") if "|" in options else LISTS[options]
             pieces.append(Alternatives(tuple(_words(list_space + option) for option in chosen)))
@@ -232,6 +248,16 @@ def compile_template(template: str) -> tuple[Piece, ...]:
         else:
             pieces.append((literal,))
     return tuple(pieces)
+
+
+def number(template: str, n: int) -> str:
+    """Number the slots of a template: `{thing#}` is thing n, `{thing#+}` thing n + 1."""
+    return template.replace("#+", str(n + 1)).replace("#", str(n)) if "#" in template else template
+
+
+def numbered(template: str, last: int) -> list[str]:
+    """The template numbered 1, 2, ... last."""
+    return [number(template, n) for n in range(1, last + 1)]
 
 
 # ------------------------------------------------------------------------------------ tellers
@@ -252,21 +278,21 @@ class Slip:
     """A recalled word that contradicts the world."""
 
     at: int  # word
-    space: str
     expected: str
     found: str
 
 
 @dataclass
 class Passage:
-    """One template, filled in."""
+    """A template filled in: the whole of it, or its beginning where a text breaks off or differs."""
 
+    whole: bool = False
     words: list[str] = field(default_factory=list)
     logp: float = 0.0
     bound: dict[str, str] = field(default_factory=dict)  # slots that get their value here
     mentions: list[Mention] = field(default_factory=list)
     slips: list[Slip] = field(default_factory=list)
-    ahead: dict[str, float] = field(default_factory=dict)  # not empty: the words end inside the template
+    ahead: dict[str, float] = field(default_factory=dict)  # what may follow where the text breaks off
 
 
 @dataclass(frozen=True)
@@ -288,18 +314,18 @@ class Teller:
         self._world: dict[str, str] = {}  # slot -> value
         self._alias: dict[str, str] = {}  # slot -> the slot that it stands for at present
         self._stated: dict[str, int] = {}  # slot -> number of words told when it was last stated
-        self._recalls: list[tuple[str, int, int, int]] = []  # kind, first word, last word + 1, distance
+        self._recalls: list[tuple[str, int, int, int]] = []  # kind, first word, last word, distance
         self._asked: list[tuple[str, str, str]] = []  # kind, question, answer: two templates
 
     # ---- what the grammar is written with
 
-    def say(self, *templates: str) -> int:
-        """Say one of the templates, all equally likely; return which."""
-        return self._choose([Option(1 / len(templates), t) for t in templates])
+    def say(self, *templates: str, n: int = 0) -> int:
+        """Say one of the templates, numbered for `n`, all equally likely; return which."""
+        return self._choose([Option(1 / len(templates), number(t, n)) for t in templates])
 
-    def maybe(self, p: float, *templates: str) -> bool:
-        """With probability p say one of the templates; return whether one was said."""
-        options = [Option(p / len(templates), t) for t in templates]
+    def maybe(self, p: float, *templates: str, n: int = 0) -> bool:
+        """With probability p say one of the templates, numbered for `n`; return whether one was said."""
+        options = [Option(p / len(templates), number(t, n)) for t in templates]
         return self._choose([*options, Option(1 - p)]) < len(templates)
 
     def pick(self, *weights: float) -> int:
@@ -311,20 +337,19 @@ class Teller:
         self._alias[alias] = slot
         self._stated[alias] = len(self.words)
 
-    def ask(self, kind: str, question: str, answer: str) -> None:
-        """Note a question; it is filled in, and holds, when the tale is over."""
-        self._asked.append((kind, question, answer))
+    def ask(self, kind: str, question: str, answer: str, n: int = 0) -> None:
+        """Note a question, numbered for `n`; it is filled in, and holds, when the tale is over."""
+        self._asked.append((kind, number(question, n), number(answer, n)))
 
     # ---- the world
 
     def value(self, name: str, bound: dict[str, str] | None = None) -> str | None:
         """The value of a slot, or None before its first mention. `bound`: values not yet committed."""
         owner, _, part = name.partition(".")
-        owner = self._alias.get(owner, owner)
         if part in PRONOUNS:
             who = self.value(owner, bound)
             return PRONOUNS[part][who in MALE] if who else None
-        key = f"{owner}.{part}" if part else owner
+        key = self._key(name)
         return (bound or {}).get(key) or self._world.get(key)
 
     def fill(self, template: str) -> str:
@@ -339,20 +364,17 @@ class Teller:
         return "".join(words)
 
     def tale(self) -> Tale:
-        starts = _starts(self.words)
+        starts = _visible_starts(self.words)
         recalls = tuple(
-            Recall(kind, starts[i] + len(self.words[i]) - len(self.words[i].lstrip()), starts[j], distance)
+            Recall(kind, starts[i], starts[j] + len(self.words[j].lstrip()), distance)
             for kind, i, j, distance in self._recalls
         )
-        asked = tuple(
-            Question(kind, self.fill(question), self.fill(answer), len(self.words) - self._last_stated(answer))
-            for kind, question, answer in self._asked
-        )
-        return Tale("".join(self.words), self.logp, recalls, asked, self.plot)
-
-    def _last_stated(self, template: str) -> int:
-        slots = [piece.name for piece in compile_template(template) if isinstance(piece, Slot)]
-        return max(self._stated[slot] for slot in slots if slot in self._stated)
+        asked = []
+        for kind, question, answer in self._asked:
+            slot = next(piece.name for piece in compile_template(answer) if isinstance(piece, Slot))
+            distance = len(self.words) - self._stated[self._fact(slot)]
+            asked.append(Question(kind, self.fill(question), self.fill(answer), distance))
+        return Tale("".join(self.words), self.logp, recalls, tuple(asked), self.plot)
 
     # ---- choosing
 
@@ -364,7 +386,7 @@ class Teller:
         joined = template if template[0] == "\n" or not self.words else " " + template
         return compile_template(joined)
 
-    def _fillings(self, piece: Piece, bound: dict[str, str]) -> list[tuple[str, Words]]:
+    def _fillings(self, piece: Piece, bound: dict[str, str]) -> list[Filling]:
         """The equally likely ways to fill a piece: (value, its words)."""
         if isinstance(piece, tuple):
             return [("", piece)]
@@ -386,37 +408,39 @@ class Teller:
         passage.words.extend(words)
 
     def _key(self, name: str) -> str:
+        """The slot that holds the value: `friend1.animal` where `holder.animal` stands for it."""
         owner, dot, part = name.partition(".")
         return self._alias.get(owner, owner) + dot + part
 
-    def _follow(self, pieces: tuple[Piece, ...], words: Sequence[str], at: int, relaxed: bool) -> Passage | None:
-        """Read a template from words[at:]; None if they differ from it.
+    def _fact(self, name: str) -> str:
+        """The slot whose last statement tells the value: a pronoun's is its owner, an alias is its own."""
+        owner, dot, part = name.partition(".")
+        return owner if not dot or part in PRONOUNS else self._key(name)
 
-        If the words end inside the template, the passage's `ahead` has the distribution of what is next.
+    def _follow(self, template: str, words: Sequence[str], at: int, relaxed: bool = False) -> Passage:
+        """Read a template from words[at:], as far as they agree with it.
+
+        Relaxed: a slot may show any member of its family; one that contradicts the world is a slip.
         """
         passage = Passage()
-        for piece in pieces:
+        for piece in self._pieces(template):
             fillings = self._fillings(piece, passage.bound)
             here = at + len(passage.words)
-            found = _first_match(fillings, words, here)
+            found = _match(fillings, words, here)
+            if found is None and relaxed and isinstance(piece, Slot):
+                members = family_of(piece.name).members
+                found = _match([(m, _words(piece.space + m)) for m in members], words, here)
+                if found is not None:
+                    expected = fillings[0][0] if len(fillings) == 1 else "one not used before"
+                    passage.slips.append(Slip(here, expected, found[0]))
             if found is None:
-                left = tuple(words[here:])
-                inside = [f for _, f in fillings if len(f) > len(left) and f[: len(left)] == left]
-                if inside:
-                    counts = Counter(f[len(left)] for f in inside)
-                    scale = math.exp(passage.logp) / len(fillings)
-                    passage.ahead = {word: n * scale for word, n in counts.items()}
-                    return passage
-                if not (relaxed and isinstance(piece, Slot)):
-                    return None
-                found = _first_match(
-                    [(v, _words(piece.space + v)) for v in family_of(piece.name).members], words, here
-                )
-                if found is None:
-                    return None
-                expected = fillings[0][0] if len(fillings) == 1 else "one not used before"
-                passage.slips.append(Slip(here, piece.space, expected, found[0]))
+                counts = _next_word_counts(fillings, tuple(words[here:]))
+                scale = math.exp(passage.logp) / len(fillings)
+                passage.ahead = {word: count * scale for word, count in counts.items()}
+                passage.words.extend(words[here : here + _agreement(fillings, words, here)])
+                return passage
             self._add(passage, piece, *found, len(fillings))
+        passage.whole = True
         return passage
 
     def _commit(self, options: Sequence[Option], k: int, passage: Passage) -> int:
@@ -424,11 +448,11 @@ class Teller:
         start = len(self.words)
         for mention in passage.mentions:
             name = mention.slot.name
-            if not mention.new and name in self._stated and self._determined(options, k, passage, mention):
-                i = start + mention.offset
-                distance = i - self._stated[name]
-                self._recalls.append((self._recall_kind(name, distance), i, i + mention.length, distance))
-            self._stated[name] = start + mention.offset + mention.length
+            i = start + mention.offset
+            if not mention.new and self._determined(options, k, passage, mention):
+                distance = i - self._stated[self._fact(name)]
+                self._recalls.append((recall_kind(name, distance), i, i + mention.length - 1, distance))
+            self._stated[self._fact(name)] = self._stated[self._key(name)] = i + mention.length
         self._world.update(passage.bound)
         self.words.extend(passage.words)
         self.slips.extend(passage.slips)
@@ -444,25 +468,39 @@ class Teller:
             return False
         spoken, word = passage.words[: mention.offset], passage.words[mention.offset]
         for j, option in enumerate(options):
-            if j == k or option.template is None:
-                continue
-            other = self._follow(self._pieces(option.template), spoken, 0, relaxed=False)
-            if other is not None and set(other.ahead) != {word}:
-                return False
+            if j != k and option.template is not None:
+                other = self._follow(option.template, spoken, 0)
+                if other.whole or set(other.ahead) - {word}:
+                    return False
         return True
 
-    def _recall_kind(self, name: str, distance: int) -> str:
-        kind = family_of(name).kind
-        return kind if kind != "name" else "near name" if distance <= NEAR else "far name"
+
+Filling = tuple[str, Words]  # a value, and the words that show it
 
 
-def _first_match(
-    fillings: Sequence[tuple[str, Words]], words: Sequence[str], at: int
-) -> tuple[str, Words] | None:
+def _match(fillings: Sequence[Filling], words: Sequence[str], at: int) -> Filling | None:
+    """The filling that the words show: at most one does, since none is the beginning of another."""
     for value, filling in fillings:
         if tuple(words[at : at + len(filling)]) == filling:
             return value, filling
     return None
+
+
+def _agreement(fillings: Sequence[Filling], words: Sequence[str], at: int) -> int:
+    """For how many words one of the fillings agrees with the words."""
+    agree = 0
+    for _, filling in fillings:
+        n = 0
+        while n < len(filling) and filling[n : n + 1] == tuple(words[at + n : at + n + 1]):
+            n += 1
+        agree = max(agree, n)
+    return agree
+
+
+def _next_word_counts(fillings: Sequence[Filling], start: Words) -> Counter[str]:
+    """How many of the fillings go on with each word, among those that begin with `start`."""
+    n = len(start)
+    return Counter(words[n] for _, words in fillings if len(words) > n and words[:n] == start)
 
 
 class Writer(Teller):
@@ -505,28 +543,31 @@ class Reader(Teller):
 
     def _choose(self, options: Sequence[Option]) -> int:
         step = len(self.made)
-        known = step < len(self._script)
-        passages = {}
-        for k, option in enumerate(options):
-            if not known or k == self._script[step]:
+        if step < len(self._script):
+            k = self._script[step]
+            passage = self._read(options[k])
+        else:
+            passages = {}
+            for k, option in enumerate(options):
                 passage = self._read(option)
-                if passage is not None and not passage.ahead:
+                if passage.whole:
                     passages[k] = passage
-                elif passage is not None and not known:
-                    self._search.note(self.logp + math.log(option.p), passage.ahead)
-        if not passages:
-            raise DeadEnd
-        if not known and (len(passages) > 1 or any(passage.slips for passage in passages.values())):
-            raise Fork([(len(passage.slips), k) for k, passage in passages.items()])
-        [(k, passage)] = passages.items()
+                else:
+                    reached = len(self.words) + len(passage.words)
+                    self._search.note(reached, self.logp + math.log(option.p), passage.ahead)
+            if not passages:
+                raise DeadEnd
+            if len(passages) > 1 or any(passage.slips for passage in passages.values()):
+                raise Fork([(len(passage.slips), k) for k, passage in passages.items()])
+            [(k, passage)] = passages.items()
         self.made += (k,)
         return self._commit(options, k, passage)
 
-    def _read(self, option: Option) -> Passage | None:
+    def _read(self, option: Option) -> Passage:
         if option.template is None:
-            return Passage()
+            return Passage(whole=True)
         search = self._search
-        return self._follow(self._pieces(option.template), search.words, len(self.words), search.relaxed)
+        return self._follow(option.template, search.words, len(self.words), search.relaxed)
 
 
 class Search:
@@ -567,15 +608,19 @@ class Search:
                     yield reader
             self.furthest = max(self.furthest, len(reader.words))
 
-    def note(self, logp: float, ahead: dict[str, float]) -> None:
-        """Collect what may follow the words, where that was asked for."""
+    def note(self, reached: int, logp: float, ahead: dict[str, float]) -> None:
+        """A template was followed to word `reached`; `ahead` is what may come there if the text ends."""
+        self.furthest = max(self.furthest, reached)
         if self._ahead is not None:
             for word, p in ahead.items():
                 self._ahead[word] += math.exp(logp) * p
 
     def dead_end(self) -> str:
+        """Say where the longest reading stops."""
+        if self.furthest == len(self.words):
+            return "the text ends before the tale does"
         following = "".join(self.words[self.furthest : self.furthest + 8]).strip()
-        return f"cannot read on after {self.furthest} words, at {following!r}"
+        return f"no tale goes on with {following!r} after the first {self.furthest} words"
 
 
 # ------------------------------------------------------------------------------------ the world's families
@@ -583,116 +628,181 @@ class Search:
 FEMALE = ("Mira", "Nora", "Lila", "Rosa", "Anna", "Bella", "Clara", "Dora")
 MALE = ("Otto", "Hugo", "Finn", "Max", "Tom", "Ben", "Sam", "Jack")
 # Heroes and friends have names of their own, so that a name tells the part that its bearer plays.
-HEROES = Family("name", FEMALE[:4] + MALE[:4])
-FRIENDS = Family("name", FEMALE[4:] + MALE[4:])
-ANIMALS = Family("epithet", ("Mouse", "Bear", "Fox", "Owl", "Frog", "Hare", "Goose", "Cat"))
-THINGS = Family("thing", ("lantern", "drum", "kite", "key", "basket", "rope", "bell", "flute"))
-PLACES = Family("place", ("mill", "river", "forest", "market", "harbor", "garden", "tower", "meadow"))
-SPOTS = Family(
-    "spot",
-    ("under the bench", "behind the door", "inside a barrel", "beside the well", "between two rocks",
-     "near the gate", "below the stairs", "among the ferns"),
+HEROES = FEMALE[:4] + MALE[:4]
+FRIENDS = FEMALE[4:] + MALE[4:]
+ANIMALS = ("Mouse", "Bear", "Fox", "Owl", "Frog", "Hare", "Goose", "Cat")
+THINGS = ("lantern", "drum", "kite", "key", "basket", "rope", "bell", "flute")
+PLACES = ("mill", "river", "forest", "market", "harbor", "garden", "tower", "meadow")
+SPOTS = (
+    "under the bench", "behind the door", "inside a barrel", "beside the well", "between two rocks",
+    "near the gate", "below the stairs", "among the ferns",
 )  # fmt: skip
-BEASTS = Family("refrain", ("hen", "dog", "goat", "pig", "duck", "cow", "rat", "hawk"))
-DEEDS = Family("refrain", ("chased", "woke", "kissed", "tickled", "scared", "followed", "teased", "licked"))
-CRIES = Family("refrain", ("Tra la la", "Hey ho hey", "Ding dong dell", "Dum di dum", "Fa la lo", "Hum dee dee"))
-SKIES = Family("refrain", ("sun", "moon", "wind", "rain", "snow", "stars", "clouds", "mist"))
+BEASTS = ("hen", "dog", "goat", "pig", "duck", "cow", "rat", "hawk")
+DEEDS = ("chased", "woke", "tickled", "scared", "followed", "teased", "licked", "fooled")
+HAILS = ("Good morning", "Good day", "Hello", "Welcome", "Greetings", "Well met")
+CRIES = ("tra la la", "hey ho hey", "ding dong dell", "dum di dum", "fa la lo", "hum dee dee")
+SKIES = ("sun", "moon", "wind", "rain", "snow", "stars", "clouds", "mist")
 
-PRONOUNS = {"she": ("she", "he"), "She": ("She", "He"), "her": ("her", "his"), "him": ("her", "him")}
+PRONOUNS = {"She": ("She", "He"), "she": ("she", "he"), "her": ("her", "his")}
 
+# A slot's family is found by its name: `friend2` is of the family `friend`, `hero.animal` of `animal`.
 FAMILIES: dict[str, Family] = {
-    "hero": HEROES,
-    "friend": FRIENDS,
-    "animal": ANIMALS,
-    "thing": THINGS,
-    "home": PLACES,
-    "place": PLACES,
-    "spot": SPOTS,
-    "beast": BEASTS,
-    "deed": DEEDS,
-    "cry": CRIES,
-    "sky": SKIES,
-    "holder": Family("holder", HEROES.members + FRIENDS.members),
-    "now": Family("whereabouts", PLACES.members),
+    "hero": Family("name", HEROES),
+    "friend": Family("name", FRIENDS),
+    "animal": Family("epithet", ANIMALS),
+    "thing": Family("thing", THINGS),
+    "home": Family("place", PLACES),
+    "place": Family("place", PLACES),
+    "spot": Family("spot", SPOTS),
+    "beast": Family("refrain", BEASTS),
+    "deed": Family("refrain", DEEDS),
+    "hail": Family("refrain", HAILS),
+    "cry": Family("refrain", CRIES),
+    "sky": Family("refrain", SKIES),
+    # These four stand for other slots.
+    "hider": Family("who", FRIENDS),
+    "giver": Family("who", FRIENDS),
+    "holder": Family("holder", HEROES + FRIENDS),
+    "now": Family("whereabouts", PLACES),
     **{part: Family("pronoun", forms) for part, forms in PRONOUNS.items()},
 }
 
 
 def family_of(name: str) -> Family:
-    """The family of a slot: of `friend2` that of `friend`, of `hero.animal` that of `animal`."""
     return FAMILIES[name.rpartition(".")[2].rstrip("0123456789")]
 
 
+def recall_kind(name: str, distance: int) -> str:
+    """The kind of recall that showing this slot again is, `distance` words after it was last stated."""
+    kind = family_of(name).kind
+    if kind == "name":
+        return "near name" if distance <= NEAR else "far name"
+    return kind
+
+
 LISTS: dict[str, tuple[str, ...]] = {
-    "weather": ("windy", "cold", "bright", "foggy", "warm", "rainy", "quiet", "golden", "frosty", "misty",
-                "stormy", "mild", "dusty", "cloudy", "sunny", "sleepy"),
+    "weather": (
+        "windy", "cold", "bright", "foggy", "warm", "rainy", "quiet", "golden", "frosty", "misty", "stormy",
+        "mild", "dusty", "cloudy", "sunny", "sleepy",
+    ),
     "time": ("morning", "afternoon", "evening", "day"),
-    "look": ("small", "shiny", "red", "blue", "green", "yellow", "silver", "wooden", "striped", "painted",
-             "broken", "heavy", "tiny", "crooked", "purple", "spotted"),
-    "praise": ("fine", "lovely", "splendid", "clever", "pretty", "handsome", "curious", "grand", "noble",
-               "jolly", "merry", "rare"),
-    "find": ("in the grass", "on the road", "by the pond", "in a nest", "under a leaf", "in the hay",
-             "on the beach", "in a boot"),
-    "seller": ("a tailor", "a baker", "a miller", "a sailor", "a peddler", "a farmer", "a cobbler", "a fisher"),
-    "joy": ("danced", "laughed", "sang", "clapped", "smiled", "cheered", "whistled", "hopped", "giggled",
-            "skipped", "jumped", "bowed"),
+    "look": (
+        "small", "shiny", "red", "blue", "green", "yellow", "silver", "wooden", "striped", "painted",
+        "broken", "heavy", "tiny", "crooked", "purple", "spotted",
+    ),
+    "praise": (
+        "fine", "lovely", "splendid", "clever", "pretty", "handsome", "curious", "grand", "noble", "jolly",
+        "merry", "rare",
+    ),
+    "find": (
+        "in the grass", "on the road", "by the pond", "in a nest", "under a leaf", "in the hay",
+        "on the beach", "in a boot",
+    ),
+    "seller": (
+        "a tailor", "a baker", "a miller", "a sailor", "a peddler", "a farmer", "a cobbler", "a fisher",
+        "a weaver", "a smith",
+    ),
+    "joy": (
+        "danced", "laughed", "sang", "clapped", "smiled", "cheered", "whistled", "hopped", "giggled",
+        "skipped", "jumped", "bowed",
+    ),
     "mood": ("glad", "happy", "proud", "pleased", "content", "cheerful", "thankful", "calm"),
     "sorrow": ("wept", "sighed", "sobbed", "frowned", "groaned", "trembled", "sniffed", "moaned"),
-    "food": ("honey cake", "pear pie", "berry soup", "warm bread", "roasted nuts", "sweet plums", "old cheese",
-             "thin pancakes", "apple jam", "carrot stew", "butter rolls", "mint tea", "corn mush", "cherry tart"),
-    "junk": ("three feathers", "a torn sack", "an empty shell", "dry leaves", "a rusty nail", "an odd sock",
-             "some string", "a cracked cup", "two buttons", "a bent spoon", "old cobwebs", "a pine cone"),
-    "sound": ("bees hummed", "crickets chirped", "frogs croaked", "leaves rustled", "waves splashed",
-              "doves cooed", "branches creaked", "thunder rumbled"),
+    "food": (
+        "honey cake", "pear pie", "berry soup", "warm bread", "roasted nuts", "sweet plums", "old cheese",
+        "thin pancakes", "apple jam", "carrot stew", "butter rolls", "mint tea", "corn mush", "cherry tart",
+    ),
+    "junk": (
+        "three feathers", "a torn sack", "an empty shell", "dry leaves", "a rusty nail", "an odd sock",
+        "some string", "a cracked cup", "two buttons", "a bent spoon", "many cobwebs", "a pine cone",
+    ),
+    "sound": (
+        "bees hummed", "crickets chirped", "frogs croaked", "leaves rustled", "waves splashed", "doves cooed",
+        "branches creaked", "thunder rumbled",
+    ),
     "number": ("ten", "twelve", "twenty", "thirty", "forty", "fifty", "sixty", "ninety"),
     "until": ("noon", "dusk", "dawn", "midnight", "sunset", "supper"),
-    "path": ("a narrow path", "a muddy lane", "a steep hill", "a stone bridge", "a field of clover",
-             "a shallow brook", "a row of oaks", "a hedge of thorns"),
-    "trouble": ("had lost the way", "was stuck in the mud", "could not sleep", "felt very lonely",
-                "had hurt a paw", "was afraid of the dark", "had a bad cold", "missed the ferry"),
+    "path": (
+        "a narrow path", "a muddy lane", "a steep hill", "a stone bridge", "a field of clover",
+        "a shallow brook", "a row of oaks", "a hedge of thorns",
+    ),
+    "trouble": (
+        "has lost the way", "is stuck in the mud", "cannot sleep", "feels very lonely", "has hurt a paw",
+        "is afraid of the dark", "has a bad cold", "missed the ferry",
+    ),
     "messenger": ("sparrow", "crow", "swallow", "magpie", "beetle", "moth", "robin", "dragonfly"),
     "thanks": ("hugged", "thanked", "kissed", "praised", "blessed"),
-    "soft": ("softly", "kindly", "gently", "slowly", "shyly", "warmly"),
-    "loud": ("loudly", "gladly", "bravely", "boldly", "proudly", "eagerly"),
-    "moral": ("Sharing makes a friend", "A kind word travels far", "Patience finds the way",
-              "Good things return", "Small paws can do great things", "Home is best of all",
-              "Every road has an end", "Friends are worth more than gold"),
+    "softly": ("softly", "kindly", "gently", "slowly", "shyly", "warmly"),
+    "loudly": ("loudly", "gladly", "bravely", "boldly", "proudly", "eagerly"),
+    "yes": ("Gladly", "Yes", "Of course", "Done", "Agreed", "Why not"),
+    "errand": (
+        "catch fish", "gather wood", "fly like a bird", "count the ducks", "sweep the yard", "bake a cake",
+        "pick berries", "paint a fence",
+    ),
+    "moral": (
+        "Sharing makes a friend", "A kind word travels far", "Patience finds the way", "Good things return",
+        "Small paws can do great things", "Home is best of all", "Every road has an end",
+        "Friends are worth more than gold",
+    ),
 }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ the tales
+#
+# No paragraph and no speech begins with a name: most tokenizers spell a word that follows a space and
+# the same word at the start of a line as two tokens, and a name must be one to be copied.
 
 
 def tell(t: Teller) -> None:
     """The grammar: choose a plot and tell it."""
-    plots = list(PLOTS)
-    t.plot = plots[t.pick(*PLOTS.values())].__name__
-    globals()[t.plot](t)
+    plot = list(PLOTS)[t.pick(*PLOTS.values())]
+    t.plot = plot.__name__
+    plot(t)
 
 
-def ask_animals(t: Teller, *who: str) -> None:
-    for name in who:
-        t.ask("animal", f"What is {{{name}}}?", f"{{{name}.animal}}")
+def greeting(t: Teller) -> None:
+    """Two meet, and each says the other's name."""
+    t.say(
+        '"{hail}, {Friend}!" said {Hero}.',
+        'Once {Hero} met {Friend}. "{hail}, {Friend}!" said {Hero}.',
+        'One [weather] [time] {Hero} saw {Friend}. "{hail}, {Friend}!" said {Hero}.',
+    )
+    t.say('"{hail}, {Hero}!" said {Friend}.')
+    t.maybe(
+        0.6,
+        '"Shall we [errand]?" asked {Hero}.',
+        '"Here is [food] for you," said {Friend}.',
+        '"What a [weather] [time]!" said {Hero}.',
+    )
+    t.say(
+        "And {Hero} and {Friend} [joy] until [until].",
+        "The [sound], and {Friend} was [mood].",
+        "So {Hero} went home with {Friend}.",
+        "Then {Hero} was [mood], for {Friend} had come.",
+    )
+    ask_animals(t, "hero", "friend")
 
 
 def gift(t: Teller) -> None:
-    """Two to five sentences: one thing, one friend."""
+    """A thing, a friend, and who has it in the end."""
     t.say(
-        "{Hero} had a [look] {thing}.",
-        "{Hero} found a [look] {thing} [find].",
-        "{Hero} made a [look] {thing}.",
-        "{Hero} bought a {thing} from [seller].",
+        "Once {Hero} had a [look] {thing}.",
+        "Here is {Hero}, who found a [look] {thing} [find].",
+        "One [weather] [time] {Hero} made a [look] {thing}.",
+        "At the market {Hero} bought a {thing} from [seller].",
+        "From [seller] {Hero} got a {thing}.",
     )
     t.say(
         "{hero.She} showed the {thing} to {Friend}.",
         "{hero.She} took the {thing} to {Friend}.",
         "Along came {Friend} and saw the {thing}.",
+        "{Friend} looked at the {thing} and [joy].",
     )
     t.maybe(
         0.7,
         '"What a [praise] {thing}!" said {Friend}.',
         '"May I hold the {thing}?" asked {Friend}.',
-        "{Friend} [joy] and [joy].",
+        '"With a {thing} I could [errand]," said {Friend}.',
     )
     given = t.say(
         '"The {thing} is for you," said {Hero}. So {Friend} had the {thing}.',
@@ -709,100 +819,134 @@ def gift(t: Teller) -> None:
     ask_animals(t, "hero", "friend")
 
 
+def visit(t: Teller) -> None:
+    """Two animals meet, and one goes home with the other."""
+    t.say(
+        "One [weather] [time] {Hero} met {Friend} at the {place}.",
+        "Once {Hero} went to the {place} to [errand]. There {hero} met {Friend}.",
+        "At the {place} {Hero} saw {Friend}, who [joy] and ate [food].",
+    )
+    t.say(
+        '"Where do you live, {friend}?" asked {Hero}. "I live at the {home}," said {Friend}.',
+        '"Come with me to the {home}," said {Friend}, "for I live at the {home}."',
+    )
+    t.maybe(
+        0.5,
+        "{Hero} thought of the {home} and was [mood].",
+        "Over [path] they went, {hero} and {friend}.",
+        "The [sound], and {Friend} [joy].",
+    )
+    t.say(
+        "So {Hero} and {Friend} had [food] at the {home}.",
+        "At the {home} {Hero} and {Friend} [joy] until [until].",
+        "And {Hero} liked the {home} more than the {place}.",
+    )
+    t.ask("home", "Where does {friend} live?", "at the {home}")
+    t.ask("place", "Where did {hero} meet {friend}?", "at the {place}")
+    ask_animals(t, "hero", "friend")
+
+
 def chain(t: Teller) -> None:
     """A cumulative verse: each line repeats all that came before."""
-    length = 2 + t.pick(2, 3, 2, 1)
-    t.say("This is the {beast1} that lived at the {home}.")
-    tail = "the {beast1} that lived at the {home}."
-    for n in range(2, length + 2):
-        tail = f"the {{beast{n}}} that {{deed{n}}} {tail}"
-        t.say("\nThis is " + tail)
-        t.ask("verse", f"Who {{deed{n}}} the {{beast{n - 1}}}?", f"the {{beast{n}}}")
+    length = 3 + t.pick(2, 3, 2, 1)
+    verse = "the {beast1} that lived at the {home}."
+    t.say("This is " + verse)
+    for n in range(2, length + 1):
+        verse = number("the {beast#} that {deed#} ", n) + verse
+        t.say("\nThis is " + verse)
+    for n in range(1, length):
+        t.ask("verse", "Who {deed#+} the {beast#}?", "the {beast#+}", n)
+    t.say(
+        "\nAnd they all [joy] until [until], and that is the end of the {beast#}.",
+        "\nAnd nobody [softly] asked why, not even the {beast#}.",
+        "\nAnd a [messenger] told it all to the {beast#}.",
+        "\nAnd the {beast#} was [mood] and ate [food].",
+        n=length,
+    )
     t.ask("home", "Where did the {beast1} live?", "at the {home}")
-    t.say(
-        f"\nAnd they all [joy] until [until], and that is the end of the {{beast{length + 1}}}.",
-        f"\nAnd nobody [soft] asked why, not even the {{beast{length + 1}}}.",
-        f"\nAnd {WHO_TELLS} told it to the {{beast{length + 1}}}.",
-    )
-
-
-WHO_TELLS = "[a sparrow|a crow|a swallow|a magpie|a beetle|a moth|a robin|a dragonfly]"
-
-
-def open_at_home(t: Teller) -> None:
-    t.say(
-        "Once upon a time {Hero} lived at the {home}.",
-        "Long ago {Hero} lived at the {home}.",
-        "In a [praise] house at the {home} lived {Hero}.",
-    )
 
 
 def quest(t: Teller) -> None:
     """A lost thing, asked for from friend to friend."""
-    open_at_home(t)
+    once_upon_a_time(t)
     t.say(
-        "One [weather] [time] {hero} lost a [look] {thing}.",
+        "One [weather] [time] {hero} lost {hero.her} [look] {thing}.",
         "One [weather] [time] the [look] {thing} of {Hero} was gone.",
     )
-    t.say('{Hero} [sorrow]. "Where is my {thing}?"', '"My {thing}, my {thing}!" cried {Hero}.')
-    tries = 1 + t.pick(3, 2, 1)
+    t.say(
+        '{Hero} [sorrow]. "Where is my {thing}?"',
+        '"My {thing}, my {thing}!" cried {Hero}.',
+        "{Hero} looked all over the {home}, but found only [junk].",
+    )
+    tries = 1 + t.pick(2, 2, 1)
     for n in range(1, tries + 1):
         start = "\nFirst" if n == 1 else "\nThen"
         t.say(
-            f"{start} {{hero}} met {{Friend{n}}} at the {{place{n}}}.",
-            f"{start} {{hero}} went to the {{place{n}}} and met {{Friend{n}}}.",
+            start + " {hero} met {Friend#} at the {place#}.",
+            start + " {hero} went to the {place#} and met {Friend#}.",
+            start + " over [path] came {Friend#} from the {place#}.",
+            n=n,
         )
         t.say('"Have you seen my {thing}?" asked {hero}.')
         if n < tries:
             t.say(
-                f'"I have seen only [junk]," said {{Friend{n}}}.',
-                f'"I have no {{thing}}," said {{Friend{n}}}, and gave {{hero}} some [food].',
+                '"I have seen only [junk]," said {Friend#}.',
+                '"I have no {thing}," said {Friend#}, and gave {hero} some [food].',
+                n=n,
             )
-    t.say(f'"Look {{spot}}," said {{Friend{tries}}}.', f'"I saw the {{thing}} {{spot}}," said {{Friend{tries}}}.')
+    t.say(
+        '"Look {spot}," said {Friend#}.',
+        '"I saw the {thing} {spot}," said {Friend#}.',
+        n=tries,
+    )
     t.maybe(0.5, "Over [path] ran {hero}.", "The [sound] as {hero} ran.")
     t.say("And {spot} lay the {thing}!", "And {hero} found the {thing} {spot}.")
     t.say(
-        f"\nSo {{Hero}} [thanks] {{Friend{tries}}} and took the {{thing}} back to the {{home}}.",
-        "\nSo {Hero} went back to the {home} with the {thing} and [joy].",
+        "\nSo {Hero} [thanks] {Friend#} and took the {thing} back to the {home}.",
+        "\nSo {Hero} went back to the {home} with {hero.her} {thing} and [joy].",
+        n=tries,
     )
-    t.maybe(0.3, "[moral].")
+    good_night(t, tries, thing=True)
     t.ask("spot", "Where was the {thing}?", "{spot}")
     t.ask("home", "Where does {hero} live?", "at the {home}")
-    t.ask("helper", "Who saw the {thing}?", f"{{Friend{tries}}}")
-    ask_animals(t, "hero", *(f"friend{n}" for n in range(1, tries + 1)))
+    t.ask("helper", "Who helped {hero}?", "{Friend#}", tries)
+    ask_animals(t, "hero", *numbered("friend#", tries))
 
 
 def trade(t: Teller) -> None:
     """Things change hands, one swap after the other."""
-    open_at_home(t)
-    swaps = 1 + t.pick(2, 2, 1)
-    t.say("{Hero} had a [look] {thing1}.", "{Hero} owned nothing but a {thing1}.")
+    once_upon_a_time(t)
+    t.say(
+        "{Hero} had a [look] {thing1}.",
+        "{Hero} owned nothing but a {thing1}.",
+        "From [seller] {Hero} had a {thing1}.",
+    )
+    swaps = 1 + t.pick(3, 2)
     for n in range(1, swaps + 1):
-        mine, theirs, friend = f"thing{n}", f"thing{n + 1}", f"friend{n}"
-        full = f"{{Friend{n}}}"
         t.say(
-            f"\nAt the {{place{n}}} {{hero}} met {full}. {full} had a [look] {{{theirs}}}.",
-            f"\nTo the {{place{n}}} came {full}. {full} had a {{{theirs}}} and [food].",
+            "\nAt the {place#} {hero} met {Friend#}. {Friend#} had a [look] {thing#+}.",
+            "\nTo the {place#} came {Friend#}. {Friend#} had a {thing#+} and [food].",
+            n=n,
         )
         t.say(
-            f'"Give me the {{{theirs}}} for my {{{mine}}}," said {{Hero}}.',
-            f'"Will you take my {{{mine}}} for the {{{theirs}}}?" asked {{Hero}}.',
+            '"Give me the {thing#+} for my {thing#}," said {Hero}.',
+            '"Will you take my {thing#} for the {thing#+}?" asked {Hero}.',
+            '"What a [praise] {thing#+}!" said {Hero}. "Take my {thing#} for it."',
+            n=n,
         )
-        t.say(f'"[Gladly|Yes|Of course|Done|Agreed|Why not]," said {full}.')
-        t.say(f"So {full} had the {{{mine}}}, and {{Hero}} had the {{{theirs}}}.")
-        t.stand(f"holder{n}", friend)
-        t.ask("holder", f"Who has the {{{mine}}}?", f"{{Holder{n}}}")
-    t.stand(f"holder{swaps + 1}", "hero")
-    t.ask("holder", f"Who has the {{thing{swaps + 1}}}?", f"{{Holder{swaps + 1}}}")
-    order = list(range(1, swaps + 2))
-    recaps = [order, order[::-1]]
-    t.say(*(
-        "\nIn the end " + ", ".join(f"the {{thing{n}}} was with {{Holder{n}}}" for n in recap) + "."
-        for recap in recaps
-    ))  # fmt: skip
-    t.maybe(0.5, "{Hero} went home to the {home} and was [mood].", "[moral].")
+        t.say('"[yes]," said {Friend#}.', "{Friend#} [joy] and said yes.", n=n)
+        t.say("So {Friend#} had the {thing#}, and {Hero} had the {thing#+}.", n=n)
+        t.stand(f"holder{n}", f"friend{n}")
+        t.stand(f"holder{n + 1}", "hero")
+    recap = numbered("the {thing#} was with {Holder#}", swaps + 1)
+    t.say("\nIn the end " + ", ".join(recap) + ".", "\nIn the end " + ", ".join(recap[::-1]) + ".")
+    t.say("{Hero} went home to the {home} and was [mood].", "And at the {home} they all [joy] until [until].")
+    good_night(t, swaps)
+    t.maybe(0.2, "[moral].")
+    for n in range(1, swaps + 2):
+        t.ask("holder", "Who has the {thing#}?", "{Holder#}", n)
     t.ask("home", "Where does {hero} live?", "at the {home}")
-    ask_animals(t, "hero", *(f"friend{n}" for n in range(1, swaps + 1)))
+    ask_animals(t, "hero", *numbered("friend#", swaps))
 
 
 def hide_and_seek(t: Teller) -> None:
@@ -810,92 +954,119 @@ def hide_and_seek(t: Teller) -> None:
     t.say(
         "One [weather] [time] {Hero} played hide and seek at the {place}.",
         "It was a [weather] [time], and {Hero} wanted to play at the {place}.",
+        '"Let us play hide and seek at the {place}," said {Hero}.',
     )
-    n_hidden = 2 + t.pick(2, 1)
-    for n in range(1, n_hidden + 1):
-        t.say(f"{{Friend{n}}} hid {{spot{n}}}.", f"{{Friend{n}}} crept away and hid {{spot{n}}}.")
-        t.ask("spot", f"Where did {{friend{n}}} hide?", f"{{spot{n}}}")
-    t.say("\n{Hero} counted to [number].", "\n{Hero} closed both eyes and counted [loud] to [number].")
-    left = list(range(1, n_hidden + 1))
-    while left:
-        k = t.say(*(f"{{hero.She}} looked {{spot{n}}} and found {{Friend{n}}}." for n in left))
-        n = left.pop(k)
-        t.maybe(0.3, f'"You found me!" said {{Friend{n}}}.', f"{{Friend{n}}} [joy].")
-    t.ask("last", "Who won the game?", f"{{Friend{n}}}")
+    hidden = 2 + t.pick(2, 1)
+    for n in range(1, hidden + 1):
+        t.say(
+            "{Friend#} hid {spot#}.",
+            "{Friend#} crept away and hid {spot#}.",
+            "{Friend#} [joy], ran off and hid {spot#}.",
+            n=n,
+        )
+        t.stand(f"hider{n}", f"friend{n}")
     t.say(
-        f"\nThe winner was {{Friend{n}}}, and {{Hero}} [joy].",
-        f"\n{{Friend{n}}} had won, and all of them ate [food].",
+        "\nThen {Hero} counted to [number].",
+        "\nSo {Hero} closed {hero.her} eyes and counted [loudly] to [number].",
     )
+    left = list(range(1, hidden + 1))
+    while left:
+        n = left.pop(t.say(*(number("{hero.She} looked {spot#} and found {Hider#}.", n) for n in left)))
+        t.maybe(0.4, '"You found me!" said {Friend#}.', "{Friend#} [joy].", n=n)
+    t.say(
+        "\nThe winner was {Friend#}, and {Hero} [joy].",
+        "\nSo {Friend#} had won, and all of them ate [food].",
+        n=n,
+    )
+    good_night(t, hidden)
+    t.ask("last", "Who won the game?", "{Friend#}", n)
+    for k in range(1, hidden + 1):
+        t.ask("spot", "Where did {friend#} hide?", "{spot#}", k)
     t.ask("place", "Where did they play?", "at the {place}")
-    ask_animals(t, "hero", *(f"friend{n}" for n in range(1, n_hidden + 1)))
+    ask_animals(t, "hero", *numbered("friend#", hidden))
 
 
 def party(t: Teller) -> None:
-    """Guests bring things; the hero thanks each for the right one."""
+    """Guests bring things, and the hero thanks each for the right one."""
     t.say(
-        "It was the birthday of {Hero}, and there was [food] for all.",
-        "{Hero} gave a party at the {home} with [food] and [food].",
+        "It was the birthday of {Hero}, and there was [food] at the {home}.",
+        "Once {Hero} gave a party at the {home} with [food] and [food].",
+        "One [weather] [time] {Hero} asked all {hero.her} friends to the {home}.",
     )
     guests = 2 + t.pick(3, 2, 1)
     for n in range(1, guests + 1):
-        t.say(f"{{Friend{n}}} brought a [look] {{thing{n}}}.", f"{{Friend{n}}} came and brought a {{thing{n}}}.")
-        t.ask("gift", f"What did {{friend{n}}} bring?", f"the {{thing{n}}}")
-        t.ask("giver", f"Who brought the {{thing{n}}}?", f"{{Friend{n}}}")
+        t.say(
+            "{Friend#} brought a [look] {thing#}.",
+            "{Friend#} came and brought a {thing#}.",
+            "From [path] came {Friend#} and brought a {thing#}.",
+            n=n,
+        )
+        t.stand(f"giver{n}", f"friend{n}")
     t.maybe(0.6, "The [sound], and they [joy] until [until].", "They ate, [joy] and [joy] until [until].")
-    orders = [list(range(1, guests + 1)), list(range(guests, 0, -1))]
-    t.say(*(
-        "\nAt last {hero} said: "
-        + " ".join(f'"Thank you for the {{thing{n}}}, {{friend{n}}}!" {{Friend{n}}} [joy].' for n in order)
-        for order in orders
-    ))  # fmt: skip
-    t.maybe(0.3, "[moral].", "And {Hero} was [mood].")
-    ask_animals(t, "hero", *(f"friend{n}" for n in range(1, guests + 1)))
+    thanks = numbered('"Thank you for the {thing#}, {giver#}!" {Friend#} [joy].', guests)
+    t.say(
+        "\nAt last {hero} said: " + " ".join(thanks),
+        "\nAt last {hero} said: " + " ".join(thanks[::-1]),
+    )
+    good_night(t, guests)
+    for n in range(1, guests + 1):
+        t.ask("gift", "What did {friend#} bring?", "the {thing#}", n)
+        t.ask("giver", "Who brought the {thing#}?", "{Friend#}", n)
+    t.ask("home", "Where does {hero} live?", "at the {home}")
+    ask_animals(t, "hero", *numbered("friend#", guests))
 
 
 def song(t: Teller) -> None:
-    """A walk with a refrain; at each verse one more joins in."""
+    """A walk with a refrain; before each verse one more joins in."""
     t.say(
         "One [weather] [time] {Hero} took a {thing} and went to see the {place}.",
-        "{Hero} set out for the {place} with a [look] {thing}.",
+        "Away went {Hero} to see the {place}, with a [look] {thing}.",
+        "Once {Hero} had a {thing} and a wish to see the {place}.",
     )
+    refrain = ' sang:\n"Sing {cry}, my {thing} and I, sing {cry}, we follow the {sky}!"'
+    singers = "{Hero}"
+    t.say(singers + refrain)
     verses = 2 + t.pick(2, 1)
-    refrain = ':\n"{cry}, my {thing} and I, {cry}, we follow the {sky}!"'
-    names = "{Hero}"
-    t.say(names + " sang" + refrain)
     for n in range(1, verses):
         t.say(
-            f"\nBy [path] stood {{Friend{n}}} with [food].",
-            f"\nOver [path] came {{Friend{n}}} and [joy].",
+            "\nBy [path] stood {Friend#} with [food].",
+            "\nOver [path] came {Friend#} and [joy].",
+            "\nThen they saw {Friend#}, who tried to [errand].",
+            n=n,
         )
-        t.say('"May I come too?" asked {Friend%d}.' % n, '"Let me sing too," said {Friend%d}.' % n)
-        names += f" and {{Friend{n}}}"
-        t.say(names + " sang" + refrain)
+        t.say('"May I come too?" asked {Friend#}.', '"Let me sing too," said {Friend#}.', n=n)
+        singers += number(" and {Friend#}", n)
+        t.say(singers + refrain)
     t.say(
         "\nAnd so they came to the {place}, {hero} and the {thing} and all.",
         "\nThe [sound] when they came to the {place}, and {Hero} put the {thing} down.",
     )
+    good_night(t, verses - 1, thing=True)
     t.ask("place", "Where did they go?", "to the {place}")
     t.ask("thing", "What did {hero} take along?", "the {thing}")
-    ask_animals(t, "hero", *(f"friend{n}" for n in range(1, verses)))
+    ask_animals(t, "hero", *numbered("friend#", verses - 1))
 
 
 def rescue(t: Teller) -> None:
     """A friend in need, far away, and the thing that helps."""
-    open_at_home(t)
+    once_upon_a_time(t)
     t.say(
-        'One [weather] [time] a [messenger] came. "{Friend} [trouble] at the {place} and needs a {thing}!"',
-        'A [messenger] knocked at the door. "Go to the {place} and take a {thing}, for {Friend} [trouble]!"',
+        'There came a [messenger]. "Poor {Friend} [trouble] at the {place} and needs a {thing}!"',
+        'A [messenger] knocked at the door. "Go to the {place} with a {thing}, for {Friend} [trouble]!"',
     )
-    t.say('"I will help {friend}," said {Hero}, and took the {thing}.', "{Hero} took a {thing} at once.")
+    t.say(
+        '"I will help {friend}," said {Hero}, and took the {thing}.',
+        "{Hero} did not wait and took {hero.her} {thing}.",
+    )
     t.maybe(0.7, "With the {thing} {hero} crossed [path].", "Past [path] and past [path] ran {hero}.")
-    t.maybe(0.4, "The [sound], and {hero} ate some [food].", "{hero.She} rested and ate [food].")
+    t.maybe(0.4, "The [sound], and {hero} ate some [food].", "{hero.She} rested and thought of the {home}.")
     t.say("At the {place} {hero} saw {Friend}.", "At the {place} sat {Friend}, and {Friend} [sorrow].")
-    t.say('"Here is the {thing}, {friend}," said {Hero} [soft].', "{Hero} gave the {thing} to {Friend}.")
+    t.say('"Here is the {thing}, {friend}," said {Hero} [softly].', "{Hero} gave the {thing} to {Friend}.")
     t.stand("holder", "friend")
     t.say('"You came!" said {Friend}, and [thanks] {Hero}.', "{Friend} took the {thing} and [joy].")
     t.say(
-        "\nThat night {Hero} slept at the {home}, and {Friend} kept the {thing}.",
-        "\nThen {Hero} took {Friend} home to the {home}, and there they [joy] until [until].",
+        "\nThat night {Hero} slept at the {home}, and the {thing} was with {Holder}.",
+        "\nThen {Hero} took {Friend} to the {home}, and there they [joy] until [until].",
     )
     t.maybe(0.3, "[moral].")
     t.ask("holder", "Who has the {thing}?", "{Holder}")
@@ -905,39 +1076,63 @@ def rescue(t: Teller) -> None:
 
 
 def errands(t: Teller) -> None:
-    """Things are carried from place to place; at the end somebody asks where they are."""
+    """Things are carried from place to place, and in the end the hero asks where they are."""
     t.say(
-        "{Hero} left a {thing1} at the {place1} and a {thing2} at the {place2}.",
-        "One [weather] [time] {Hero} put a {thing1} at the {place1} and a {thing2} at the {place2}.",
+        "Once {Hero} left a {thing1} at the {place1} and a {thing2} at the {place2}.",
+        "One [weather] [time] {Hero} left a {thing1} at the {place1} and a {thing2} at the {place2}.",
     )
     t.stand("now1", "place1")
     t.stand("now2", "place2")
     moves = 1 + t.pick(2, 2, 1)
     for n in range(1, moves + 1):
-        k = 1 + t.say(
-            f"{{Friend{n}}} took the {{thing1}} to the {{place{n + 2}}}.",
-            f"{{Friend{n}}} took the {{thing2}} to the {{place{n + 2}}}.",
-        )
-        t.stand(f"now{k}", f"place{n + 2}")
-        t.maybe(0.4, f"{{Friend{n}}} [joy] and ate [food].", "The [sound].")
-    t.say('\n"Where is my {thing1}?" asked {Hero}.')
-    t.say('"The {thing1} is at the {now1}," said a [messenger].')
-    t.say('"And where is my {thing2}?" asked {Hero}.')
-    t.say('"The {thing2} is at the {now2}," said the old [messenger].')
-    t.maybe(0.5, "And {Hero} was [mood].")
-    t.ask("whereabouts", "Where is the {thing1}?", "at the {now1}")
-    t.ask("whereabouts", "Where is the {thing2}?", "at the {now2}")
-    ask_animals(t, "hero", *(f"friend{n}" for n in range(1, moves + 1)))
+        destination = f"place{n + 2}"
+        moved = t.say(*(f"{{Friend#}} took the {{thing{k}}} to the {{{destination}}}." for k in (1, 2)), n=n)
+        t.stand(f"now{moved + 1}", destination)
+        t.maybe(0.4, "{Friend#} [joy] and ate [food].", "The [sound] while {friend#} [joy].", n=n)
+    for k, start in ((1, "\n"), (2, "")):
+        t.say(start + '"Where is my {thing#}?" asked {Hero}.', n=k)
+        t.say('"The {thing#} is at the {now#}," said a [messenger].', n=k)
+        t.ask("whereabouts", "Where is the {thing#}?", "at the {now#}", k)
+    t.maybe(0.5, "And {Hero} was [mood].", "And {Hero} [joy] and [thanks] them all.")
+    ask_animals(t, "hero", *numbered("friend#", moves))
+
+
+def once_upon_a_time(t: Teller) -> None:
+    t.say(
+        "Once upon a time {Hero} lived at the {home}.",
+        "Long ago {Hero} lived at the {home}.",
+        "In a [praise] house at the {home} lived {Hero}.",
+        "Not far from [path], at the {home}, lived {Hero}.",
+    )
+
+
+def good_night(t: Teller, n_friends: int, *, thing: bool = False) -> None:
+    """Perhaps a bedtime at the end, which names everyone once more."""
+    friends = numbered("{Friend#}", n_friends)
+    dreamed = [*friends, "the {thing}"] if thing else friends
+    wished = [*friends, "{thing}"] if thing else friends
+    t.maybe(
+        0.3,
+        "\nThat night {hero} dreamed of " + " and of ".join(dreamed) + ".",
+        "\n" + " ".join(f"Good night, {one}!" for one in (*wished, "{Hero}")),
+    )
+
+
+def ask_animals(t: Teller, *who: str) -> None:
+    for name in who:
+        t.ask("animal", f"What is {{{name}}}?", f"{{{name}.animal}}")
 
 
 PLOTS: dict[Callable[[Teller], None], float] = {
-    gift: 6,
+    greeting: 4,
+    gift: 4,
+    visit: 3,
     chain: 3,
     quest: 2,
-    trade: 2,
-    hide_and_seek: 2,
+    trade: 3,
+    hide_and_seek: 3,
     party: 2,
     song: 2,
     rescue: 2,
-    errands: 2,
+    errands: 3,
 }

@@ -39,7 +39,7 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 """GPT-2's pre-tokenizer: contractions; words, numbers and signs with the space before them; then spaces."""
 
 GPT4_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 """GPT-4's pre-tokenizer: at most three digits a word, contractions in any case, signs with the line's end."""
@@ -513,7 +513,7 @@ class PairIndex:
         """Replace the pair by the token `new` in every word, and bring the counts up to date."""
         count, words_with = self.count, self.words_with
         made = set()
-        for i in words_with.pop(pair):
+        for i in set(words_with.pop(pair)):  # a word that has the pair twice is named twice
             pieces = self.words[i].split(pair)  # what stands between the occurrences, found from the left
             if len(pieces) == 1:
                 continue  # the pair is no longer in this word
@@ -742,7 +742,7 @@ class BPETokenizer(Tokenizer):
             lines = Path(vocab_bpe_path).read_text(encoding="utf-8").split("\n")
             halves = [line.split(" ") for line in lines[1:] if line]  # the first line names the version
             merges = [(ids[left], ids[right]) for left, right in halves]
-            specials = sorted((token for token in ids if ids[token] >= 256 + len(merges)), key=ids.__getitem__)
+            specials = sorted((t for t in ids if ids[t] >= 256 + len(merges)), key=ids.__getitem__)
             tokenizer = cls(merges, pattern="gpt2", special_tokens=specials)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TokenizerError(

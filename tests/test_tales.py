@@ -4,11 +4,12 @@ import itertools
 import math
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import pytest
 
 from llmfs import tales
-from llmfs.tales import RECALL_KINDS, Search, Tale, TaleError, Teller
+from llmfs.tales import QUESTION_KINDS, RECALL_KINDS, Recall, Search, Tale, TaleError, Teller
 
 N = 500
 
@@ -26,9 +27,9 @@ def tiny(t: Teller) -> None:
     t.say("{beast1} [ran|sat].", "A {beast1} slept.")
     t.stand("holder", "beast1")
     for n in range(2, 2 + t.pick(3, 1)):
-        t.maybe(0.25, f"{{beast{n}}} woke {{holder}}.", "Rain fell.")
+        t.maybe(0.25, "{beast#} woke {holder}.", "Rain fell.", n=n)
         t.stand("holder", f"beast{n}")
-        t.say(f"So {{beast{n}}} [ate|sang].")
+        t.say("So {beast#} [ate|sang].", n=n)
     t.maybe(0.5, "Well, well.")
 
 
@@ -38,14 +39,14 @@ def ambiguous(t: Teller) -> None:
     t.say("Rain fell.")
 
 
-def all_texts(program: object) -> dict[str, float]:
+def all_texts(program: Callable[[Teller], None]) -> dict[str, float]:
     """Enumerate a grammar by following `ahead` word by word from the empty text."""
     done: dict[str, float] = {}
     agenda: list[tuple[list[str], float]] = [([], 1.0)]
     while agenda:
         words, p = agenda.pop()
         ahead: defaultdict[str, float] = defaultdict(float)
-        complete = list(Search(program, words, ahead=ahead).readings())  # type: ignore[arg-type]
+        complete = list(Search(program, words, ahead=ahead).readings())
         if complete:
             done["".join(words)] = sum(math.exp(reader.logp) for reader in complete)
         total = sum(ahead.values()) + done.get("".join(words), 0.0)
@@ -117,6 +118,12 @@ def test_variety(corpus: list[Tale]) -> None:
     assert not any(mark in tale.text for tale in corpus for mark in ("  ", " .", " ,", "{", "["))
 
 
+def test_every_name_follows_a_space(corpus: list[Tale]) -> None:
+    names = {*tales.HEROES, *tales.FRIENDS, *tales.ANIMALS, *tales.THINGS, *tales.PLACES, *tales.BEASTS}
+    for tale in corpus:
+        assert not names & set(tales.split_words(tale.text)), tale.text
+
+
 def test_split_words_loses_nothing(corpus: list[Tale]) -> None:
     for text in [*(tale.text for tale in corpus[:50]), "", "  a b \n", "Tom's 3 hats!  "]:
         assert "".join(tales.split_words(text)) == text
@@ -130,10 +137,10 @@ def test_recalls_name_what_the_text_determines(corpus: list[Tale]) -> None:
             kinds[recall.kind] += 1
             distances[recall.distance // 25] += 1
             word = tale.text[recall.start : recall.end]
-            assert word == word.strip() and len(word) >= 3 or word in ("he", "He")
+            assert word == word.strip() and len(word) >= 3
             assert recall.distance >= 0
     assert set(kinds) == set(RECALL_KINDS)
-    assert all(distances[k] >= 20 for k in (2, 3, 4, 5)), distances
+    assert all(distances[k] >= 10 for k in (2, 3, 4, 5)), distances
 
 
 def test_next_words_is_the_distribution_behind_logp(corpus: list[Tale]) -> None:
@@ -159,33 +166,37 @@ def test_next_words_needs_a_prefix_of_a_tale() -> None:
 # ---- errors
 
 
-def swap_recalled(tale: Tale, k: int, rng: random.Random) -> str:
-    """Put another member of the family in place of the k-th recalled word or words."""
-    recall = tale.recalls[k]
-    said = tale.text[recall.start : recall.end]
-    family = next(f for f in tales.FAMILIES.values() if said in f.members)
-    wrong = rng.choice([member for member in family.members if member != said])
-    return tale.text[: recall.start] + wrong + tale.text[recall.end :]
+def plant(tale: Tale, recalls: list[Recall], rng: random.Random) -> str:
+    """Put another member of the family in the place of each of these recalled words."""
+    text = tale.text
+    for recall in reversed(recalls):  # from the back, so that the earlier places stay valid
+        said = text[recall.start : recall.end]
+        family = next(family for family in tales.FAMILIES.values() if said in family.members)
+        wrong = rng.choice([member for member in family.members if member != said])
+        text = text[: recall.start] + wrong + text[recall.end :]
+    return text
 
 
 def test_a_planted_inconsistency_is_a_fact(corpus: list[Tale]) -> None:
     rng = random.Random(0)
     for tale in corpus[:300]:
-        k = rng.randrange(len(tale.recalls))
-        text = swap_recalled(tale, k, rng)
+        text = plant(tale, [rng.choice(tale.recalls)], rng)
         problems = tales.check(text)
-        assert problems and {problem.kind for problem in problems} == {"fact"}, (text, problems)
+        assert problems, text
+        assert {problem.kind for problem in problems} == {"fact"}, (text, problems)
         assert tales.logprob(text) is None
 
 
-def test_every_planted_inconsistency_is_named() -> None:
-    tale = next(t for t in tales.stories(100, seed=0) if t.plot == "gift" and len(t.recalls) > 6)
-    first, last = tale.recalls[1], tale.recalls[-1]
-    text = swap_recalled(tale, -1, random.Random(0))
-    text = text[: first.start] + swap_recalled(tale, 1, random.Random(0))[first.start :][: 0] + text[first.start :]
-    [problem] = tales.check(text)
-    assert problem.where == last.start
-    assert tale.text[last.start : last.end] in problem.explanation
+def test_every_planted_inconsistency_is_named_where_it_stands(corpus: list[Tale]) -> None:
+    tale = next(t for t in corpus if t.plot == "gift" and t.text.count("said") == 2)
+    chosen = [tale.recalls[0], tale.recalls[-2], tale.recalls[-1]]
+    text = plant(tale, chosen, random.Random(0))
+    problems = tales.check(text)
+    assert len(problems) == 3
+    for problem, recall in zip(problems, chosen, strict=True):
+        expected, found = problem.explanation.removeprefix("expected ").split(", found ")
+        assert expected == tale.text[recall.start : recall.end]
+        assert text[problem.where :].startswith(found)
 
 
 def test_a_planted_break_is_grammar(corpus: list[Tale]) -> None:
@@ -196,7 +207,7 @@ def test_a_planted_break_is_grammar(corpus: list[Tale]) -> None:
         text = "".join([*words[:i], " zebra", *words[i:]])
         [problem] = tales.check(text)
         assert problem.kind == "grammar"
-        assert problem.where <= len("".join(words[:i]))
+        assert text[problem.where :].startswith("zebra")
         assert tales.logprob(text) is None
 
 
@@ -228,7 +239,7 @@ def test_answers_stand_in_the_tale(corpus: list[Tale]) -> None:
             kinds.add(question.kind)
             assert question.text.endswith("?") and question.distance >= 0
             assert question.answer in tale.text or question.answer.split()[-1] in tale.text
-    assert len(kinds) >= 6
+    assert kinds == set(QUESTION_KINDS)
 
 
 def last_holder(text: str, thing: str) -> str:

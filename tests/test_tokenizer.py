@@ -10,6 +10,7 @@ import string
 import unicodedata
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -38,10 +39,11 @@ EOT = "<|endoftext|>"
 ODD_SPECIALS = [EOT, "<| two words |>", "line\nend", "\"quoted\" \\ 'both'", "<|€|>", " "]
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
-CODE = '''def f(x):\n\treturn {"a": [1, 22, 333], 'b': x**2 - 1e-5}  # don't, WE'LL, it'S\r\n\n    \n    if x != 0: pass\n'''
+CODE = """def f(x):\n\treturn {"a": [1, 22, 333], 'b': x**2 - 1e-5}  # don't, WE'LL, it'S\r\n
+    \n    if x != 0: pass\n"""
 PROSE = (
-    "It's a truth universally acknowledged, that 12345 men aren't 1.5 women; we'll see — “naïve” café, 日本語の文章, "
-    "Здравствуйте, مرحبا, 👩‍👩‍👧 and 🇫🇷.  Two  spaces,\ttabs\n\nand lines \n "
+    "It's a truth universally acknowledged, that 12345 men aren't 1.5 women; we'll see — “naïve” café, "
+    "日本語の文章, Здравствуйте, مرحبا, 👩‍👩‍👧 and 🇫🇷.  Two  spaces,\ttabs\n\nand lines \n "
 )
 
 
@@ -79,12 +81,12 @@ def random_strings(n: int, seed: int = 0) -> list[str]:
     ]
 
 
-# --- by hand ---------------------------------------------------------------------------------------------------
+# --- by hand -------------------------------------------------------------------------------------------
 
 
 def test_the_textbook_example_by_hand() -> None:
-    # aaabdaaabac: "aa" occurs 4 times (aaa holds it twice) -> Z; then "ab" and "Za" tie at 2, and "ab" has the
-    # smaller ids -> Y; then "ZY" -> X. Left is X d X a c.
+    # aaabdaaabac: "aa" occurs 4 times (aaa holds it twice) -> Z; then "ab" and "Za" tie at 2, and "ab" has
+    # the smaller ids -> Y; then "ZY" -> X. Left is X d X a c.
     tokenizer = BPETokenizer.train("aaabdaaabac", 259)
     a, b, c, d = (BASE_BYTES.index(letter) for letter in b"abcd")
     assert tokenizer.merges == [(a, a), (a, b), (256, 257)]
@@ -127,7 +129,7 @@ def _summed(index: PairIndex) -> dict[str, int]:
     return total
 
 
-# --- against the libraries -------------------------------------------------------------------------------------
+# --- against the libraries -----------------------------------------------------------------------------
 
 
 def huggingface_merges(text: str, vocab_size: int, pattern: str) -> list[tuple[int, int]]:
@@ -160,7 +162,8 @@ def test_merges_equal_huggingface(pattern: str, vocab_size: int) -> None:
 def test_merges_equal_huggingface_on_tales(pattern: str) -> None:
     tales = pytest.importorskip("llmfs.tales")
     stories = "\n\n".join(tale.text for tale in tales.stories(300, seed=0))
-    assert BPETokenizer.train(stories, 800, pattern=pattern).merges == huggingface_merges(stories, 800, pattern)
+    ours = BPETokenizer.train(stories, 800, pattern=pattern)
+    assert ours.merges == huggingface_merges(stories, 800, pattern)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -178,7 +181,7 @@ def test_merges_equal_huggingface_on_words_of_repeated_letters() -> None:
 def test_ids_in_the_surrogate_range_and_beyond() -> None:
     """Token ids above 0xD800, where a character is not a character of text, and above 0xFFFF."""
     rng = random.Random(3)
-    words = " ".join("".join(rng.choices(string.ascii_letters, k=5)) for _ in range(25_000))
+    words = " ".join("".join(rng.choices(string.ascii_letters, k=5)) for _ in range(40_000))
     tokenizer = BPETokenizer.train(words, 70_000)
     assert tokenizer.vocab_size == 70_000
     assert tokenizer.merges == huggingface_merges(words, 70_000, "gpt2")
@@ -233,9 +236,9 @@ def test_gpt2_files_that_do_not_agree(tmp_path: Path) -> None:
         BPETokenizer.from_gpt2_files(bpe, swapped)
 
 
-# --- any string ------------------------------------------------------------------------------------------------
+# --- any string ----------------------------------------------------------------------------------------
 
-any_text = st.text(st.characters())  # all code points, lone surrogates included
+any_text = st.text(st.characters(exclude_categories=()))  # lone surrogates included
 tricky_text = st.text(st.sampled_from("ab '\n\r\t\u3000é日👍\ud83d\ude00\udfff0_<|endoftext>"), max_size=200)
 
 
@@ -287,8 +290,8 @@ def test_invalid_utf8_becomes_the_replacement_character() -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize(
     "sample",
-    ["a" * 200_000, " " * 200_000, "\n" * 200_000, "ab" * 100_000, "'" * 200_000, "1" * 200_000, "日" * 70_000,
-     " " * 200_000 + "x", "e" * 199_999 + "\ud800"],
+    ["a" * 200_000, " " * 200_000, "\n" * 200_000, "ab" * 100_000, "'" * 200_000, "1" * 200_000,
+     "日" * 70_000, " " * 200_000 + "x", "e" * 199_999 + "\ud800"],
     ids=["a", "space", "newline", "ab", "quote", "digit", "cjk", "spaces-x", "surrogate"],
 )  # fmt: skip
 def test_the_worst_strings_are_encoded_in_good_time(pattern: str, sample: str) -> None:
@@ -318,12 +321,12 @@ def test_a_result_is_the_callers_own() -> None:
     assert -1 not in tokenizer.encode(" the")
 
 
-# --- training's arguments --------------------------------------------------------------------------------------
+# --- training's arguments ------------------------------------------------------------------------------
 
 
 def test_documents_are_counted_one_by_one() -> None:
     assert BPETokenizer.train(iter(["ab", "ab"]), 400).merges == BPETokenizer.train(["ab", "ab"], 400).merges
-    assert BPETokenizer.train(["ab", "cd"], 400).vocab_size == 258  # no pair reaches from one text to the next
+    assert BPETokenizer.train(["ab", "cd"], 400).vocab_size == 258  # no pair reaches into the next text
 
 
 def test_a_small_text_gives_a_smaller_vocabulary() -> None:
@@ -340,7 +343,9 @@ def test_special_tokens_are_no_text_to_learn_from() -> None:
 
 
 def test_progress_bars_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert BPETokenizer.train(["abc abc"], 300, progress=True).merges == BPETokenizer.train("abc abc", 300).merges
+    with_bars = BPETokenizer.train(["abc abc"], 300, progress=True)
+    assert with_bars.merges == BPETokenizer.train("abc abc", 300).merges
+    assert "learning merges" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -368,7 +373,7 @@ def test_merges_that_make_no_vocabulary() -> None:
         BPETokenizer([(0, 0), (0, 256), (256, 0)])
 
 
-# --- special tokens and bad ids --------------------------------------------------------------------------------
+# --- special tokens and bad ids ------------------------------------------------------------------------
 
 
 def test_special_tokens_in_a_text_are_text_unless_allowed() -> None:
@@ -381,10 +386,10 @@ def test_special_tokens_in_a_text_are_text_unless_allowed() -> None:
     assert tokenizer.encode("<|user|>x", "all") == [399]  # the longer one
     assert tokenizer.decode(tokenizer.encode(forged, "all")) == forged
     assert tokenizer.encode_batch([EOT, "a"], "all") == [[397], tokenizer.encode("a")]
-    with pytest.raises(ValueError, match="<|nobody|>"):
+    with pytest.raises(ValueError, match="nobody"):
         tokenizer.encode("a", {"<|nobody|>"})
     with pytest.raises(ValueError, match="give a collection"):
-        tokenizer.encode("a", EOT)  # type: ignore[arg-type]
+        tokenizer.encode("a", EOT)
 
 
 @pytest.mark.parametrize("bad", [1000, -1, 10**9, "a", None, 1.5])
@@ -405,7 +410,7 @@ def test_ids_may_be_an_array_or_a_tensor() -> None:
     assert tokenizer.token_bytes(np.uint16(ids[0])) == tokenizer.token_bytes(ids[0])  # type: ignore[arg-type]
 
 
-# --- characters and words --------------------------------------------------------------------------------------
+# --- characters and words ------------------------------------------------------------------------------
 
 
 def test_characters() -> None:
@@ -451,7 +456,7 @@ def test_known_text_comes_back_from_every_tokenizer(sample: str) -> None:
         assert tokenizer.decode(tokenizer.encode(sample)) == sample
 
 
-# --- files -----------------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------------
 
 ALL: list[Tokenizer] = [
     BPETokenizer.train(CODE + PROSE, 400, special_tokens=ODD_SPECIALS),
@@ -472,9 +477,10 @@ def test_a_saved_tokenizer_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Pa
         assert loaded.fingerprint() == tokenizer.fingerprint()
         assert loaded.special_tokens == tokenizer.special_tokens
         assert loaded.vocab_size == tokenizer.vocab_size
-        for allowed in (frozenset(), "all"):
-            ids = tokenizer.encode(sample, allowed)  # type: ignore[arg-type]
-            assert loaded.encode(sample, allowed) == ids  # type: ignore[arg-type]
+        allowed: set[str] | Literal["all"]
+        for allowed in (set(), "all"):
+            ids = tokenizer.encode(sample, allowed)
+            assert loaded.encode(sample, allowed) == ids
             assert loaded.decode(ids) == tokenizer.decode(ids)
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]  # nothing temporary is left
 
@@ -504,7 +510,14 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
-HEAD = '{"format": "llmfs-tokenizer", "version": 1, '
+def bad_file(**fields: object) -> bytes:
+    """The bytes of a tokenizer file with these fields."""
+    return json.dumps({"format": "llmfs-tokenizer", "version": 1, **fields}).encode()
+
+
+def bad_bpe(**fields: object) -> bytes:
+    """The bytes of a BPE tokenizer's file with these fields."""
+    return bad_file(**{"type": "bpe", "pattern": "a", "merges": [], "special_tokens": [], **fields})
 
 
 @pytest.mark.parametrize(
@@ -515,17 +528,17 @@ HEAD = '{"format": "llmfs-tokenizer", "version": 1, '
         (b"[" * 100_000, "damaged"),
         (b"[]", "not a tokenizer file"),
         (b'{"merges": []}', "not a tokenizer file"),
-        (HEAD.replace("1", "99").encode() + b'"type": "bpe"}', "version 99; this package reads version 1"),
-        (HEAD.encode() + b'"type": "unigram"}', "type 'unigram'; known types"),
-        (HEAD.encode() + b'"type": ["bpe"]}', "known types"),
-        (HEAD.encode() + b'"type": "bpe"}', "KeyError: 'pattern'|KeyError"),
-        (HEAD.encode() + b'"type": "bpe", "pattern": 5, "merges": [], "special_tokens": []}', "TypeError"),
-        (HEAD.encode() + b'"type": "bpe", "pattern": "a", "merges": [["1", 2]], "special_tokens": []}', "Type"),
-        (HEAD.encode() + b'"type": "bpe", "pattern": "a", "merges": [[1]], "special_tokens": []}', "ValueError"),
-        (HEAD.encode() + b'"type": "bpe", "pattern": "a", "merges": [[1, 900]], "special_tokens": []}', "900"),
-        (HEAD.encode() + b'"type": "bpe", "pattern": "a", "merges": [], "special_tokens": "abc"}', "TypeError"),
-        (HEAD.encode() + b'"type": "char", "characters": ["ab"], "special_tokens": [], "unk_token": null}', "one"),
-        (HEAD.encode() + b'"type": "word", "words": ["a"], "special_tokens": []}', "special token"),
+        (bad_bpe(version=99), "version 99; this package reads version 1"),
+        (bad_bpe(type="unigram"), "type 'unigram'; known types"),
+        (bad_bpe(type=["bpe"]), "known types"),
+        (bad_file(type="bpe"), "KeyError"),
+        (bad_bpe(pattern=5), "TypeError"),
+        (bad_bpe(merges=[["1", 2]]), "TypeError"),
+        (bad_bpe(merges=[[1]]), "ValueError"),
+        (bad_bpe(merges=[[1, 900]]), "900"),
+        (bad_bpe(special_tokens="abc"), "TypeError"),
+        (bad_file(type="char", characters=["ab"], special_tokens=[], unk_token=None), "one character"),
+        (bad_file(type="word", words=["a"], special_tokens=[]), "special token"),
     ],
 )
 def test_a_bad_file_is_named(content: bytes, message: str, tmp_path: Path) -> None:

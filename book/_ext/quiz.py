@@ -114,7 +114,8 @@ class QuizDirective(SphinxDirective):
         label = quiz_label("", "", stripped, *text.children[1:])
         if len(parts) != 2 or not isinstance(parts[1], nodes.block_quote):
             raise self.problem(
-                f"each option needs its explanation, a quotation (> ...) right under it: {label.astext()[:60]!r}"
+                "each option needs its explanation, a quotation (> ...) right under it: "
+                f"{label.astext()[:60]!r}"
             )
         option = quiz_option(correct=mark[1] != " ")
         option += label
@@ -137,7 +138,8 @@ def _merge(app: Sphinx, env: BuildEnvironment, docnames: list[str], other: Build
     for key, place in _places(other).items():
         mine = _places(env).setdefault(key, place)
         if mine != place:
-            raise QuizError(f"quiz {key!r} is used in {mine[0]}, line {mine[1]}, and in {place[0]}, line {place[1]}")
+            where = " and ".join(f"{name}, line {line}" for name, line in (mine, place))
+            raise QuizError(f"quiz {key!r} is used in {where}")
 
 
 # How the nodes are written as HTML ---------------------------------------------------------------------
@@ -171,8 +173,10 @@ def _depart_option(self: Any, node: quiz_option) -> None:
 def _visit_label(self: Any, node: quiz_label) -> None:
     option = node.parent
     name = f"quiz-{option['quiz_id']}"
-    self.body.append(f'<label class="quiz-label"><input type="radio" name="{name}" value="{option["number"]}">')
-    self.body.append('<span class="quiz-text">')
+    self.body.append(
+        f'<label class="quiz-label"><input type="radio" name="{name}" value="{option["number"]}">'
+        '<span class="quiz-text">'
+    )
 
 
 def _depart_label(self: Any, node: quiz_label) -> None:

@@ -38,7 +38,7 @@ class Station:
 LINE = (
     Station("", "Text", "where it starts"),
     Station("L01", "Tokens", "text as numbers"),
-    Station("L02", "Vectors", "meaning and order"),
+    Station("L02", "Vectors", "words as points"),
     Station("L03", "Attention", "words look around"),
     Station("L04", "Heads", "several at once"),
     Station("L05", "Depth", "layers that train"),
@@ -106,7 +106,9 @@ def _column(count: int) -> Layout:
     return Layout("roadmap-tall", 320, height, 22, places, track, beside=True, show_what=True)
 
 
-def draw(layout: Layout, stations: Sequence[Station], current: str | None, link_to: LinkTo, style: str = "") -> str:
+def draw(
+    layout: Layout, stations: Sequence[Station], current: str | None, link_to: LinkTo, style: str = ""
+) -> str:
     """One map as an <svg> element."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="roadmap-svg {layout.css_class}"'
@@ -123,7 +125,9 @@ def draw(layout: Layout, stations: Sequence[Station], current: str | None, link_
     return "\n".join(parts)
 
 
-def _stop(layout: Layout, place: tuple[int, int], station: Station, current: str | None, link_to: LinkTo) -> str:
+def _stop(
+    layout: Layout, place: tuple[int, int], station: Station, current: str | None, link_to: LinkTo
+) -> str:
     x, y = place
     classes = ["roadmap-stop"]
     if not station.code:
@@ -135,7 +139,8 @@ def _stop(layout: Layout, place: tuple[int, int], station: Station, current: str
     radius = layout.radius if station.code else layout.radius * 0.5
     # A ring around the station says "you are here" to readers who do not see its color.
     ring = f'<circle class="roadmap-ring" cx="{x}" cy="{y}" r="{radius + 4:g}"/>' if is_current else ""
-    shapes = f'{ring}<circle class="roadmap-dot" cx="{x}" cy="{y}" r="{radius:g}"/>' + _labels(layout, x, y, station)
+    dot = f'<circle class="roadmap-dot" cx="{x}" cy="{y}" r="{radius:g}"/>'
+    shapes = ring + dot + _labels(layout, x, y, station)
     here = ' aria-current="page"' if is_current else ""
     spoken = escape(station.spoken, quote=True)
     if address is None:
@@ -199,7 +204,8 @@ def _visit(self: Any, node: roadmap_node) -> None:
     builder = self.builder
 
     def link_to(code: str) -> str | None:
-        page = next((name for name in sorted(builder.env.found_docs) if name.startswith(f"lessons/{code}_")), None)
+        pages = sorted(builder.env.found_docs)
+        page = next((name for name in pages if name.startswith(f"lessons/{code}_")), None)
         return builder.get_relative_uri(builder.current_docname, page) if page else None
 
     drawing = lesson_map(node["current"], link_to) if node["current"] else whole_map(link_to)

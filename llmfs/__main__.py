@@ -1,0 +1,4 @@
+"""`python -m llmfs`."""
+from llmfs.cli import run
+
+run()

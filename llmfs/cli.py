@@ -1,0 +1,357 @@
+"""The command line: `llmfs`, or `python -m llmfs`.
+
+Every command is a thin layer over a function of the package; what a user got wrong is one line on standard error and
+exit code 2.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch takes seconds to import: `llmfs --help` does without
+    from llmfs.recipes import Recipe
+    from llmfs.tokenizer import Tokenizer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command -> its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character gets a "?" for it
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"llmfs: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        from llmfs.train import TrainingError
+
+        if not isinstance(error, TrainingError):
+            raise
+        print(f"llmfs: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nllmfs: interrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    parser = argparse.ArgumentParser(prog="llmfs", description="Train, sample and evaluate small GPTs; the companion "
+                                     "of the book LLM From Scratch.", formatter_class=_Help)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_data(commands)
+    _add_tokenizer(commands)
+    _add_train(commands)
+    _add_generate(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but not where the default is to leave a thing out."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _command(commands: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, formatter_class=_Help)
+    parser.set_defaults(run=run)
+    return parser
+
+
+SOURCE_HELP = "a text file, a folder of .txt and .md files, or the name of a corpus (llmfs data list)"
+
+
+# --- data ----------------------------------------------------------------------------------------------
+
+
+def _add_data(commands: Any) -> None:
+    group = commands.add_parser("data", help="corpora: list them, fetch one", formatter_class=_Help)
+    sub = group.add_subparsers(required=True, metavar="COMMAND")
+    _command(sub, "list", run_data_list, "list the corpora that have a name")
+    get = _command(sub, "get", run_data_get, "fetch a corpus once, check it, and print what it holds")
+    get.add_argument("name", help="the corpus")
+    get.add_argument("--out", type=Path, help="also write its text to this file")
+
+
+def run_data_list(args: argparse.Namespace) -> None:
+    """`llmfs data list`."""
+    from llmfs.corpus import list_corpora
+
+    for line in list_corpora():
+        print(line)
+
+
+def run_data_get(args: argparse.Namespace) -> None:
+    """`llmfs data get`."""
+    from llmfs.corpus import load_texts
+    from llmfs.tokenizer import atomic_file
+
+    texts = load_texts(args.name, progress=True)
+    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    print(f"{args.name}: {len(texts):,} documents, {n_bytes:,} bytes")
+    if args.out is not None:
+        with atomic_file(args.out) as file:
+            file.write("\n\n".join(texts).encode("utf-8", "surrogatepass"))
+        print(f"written to {args.out}")
+
+
+# --- tokenizer -----------------------------------------------------------------------------------------
+
+
+def _add_tokenizer(commands: Any) -> None:
+    group = commands.add_parser("tokenizer", help="train a tokenizer, encode, decode", formatter_class=_Help)
+    sub = group.add_subparsers(required=True, metavar="COMMAND")
+    train = _command(sub, "train", run_tokenizer_train, "learn a tokenizer from text and write it to a file")
+    train.add_argument("source", help=SOURCE_HELP)
+    train.add_argument("--out", type=Path, required=True, help="the file to write (JSON)")
+    train.add_argument("--kind", choices=("bpe", "char", "word"), default="bpe", help="what a token is")
+    train.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="tokens in all (bpe, word)")
+    train.add_argument("--pattern", choices=("gpt2", "gpt4"), default="gpt2", help="how text is cut before merging (bpe)")
+    encode = _command(sub, "encode", run_tokenizer_encode, "turn text into ids")
+    encode.add_argument("tokenizer", type=Path, help="the tokenizer's file")
+    encode.add_argument("text", nargs="?", help="the text; left out: standard input")
+    decode = _command(sub, "decode", run_tokenizer_decode, "turn ids into text")
+    decode.add_argument("tokenizer", type=Path, help="the tokenizer's file")
+    decode.add_argument("ids", nargs="*", type=int, help="the ids; left out: standard input")
+
+
+def run_tokenizer_train(args: argparse.Namespace) -> None:
+    """`llmfs tokenizer train`."""
+    from llmfs.corpus import load_texts
+
+    tokenizer = _train_tokenizer(load_texts(args.source, progress=True), args.kind, args.vocab_size, args.pattern)
+    tokenizer.save(args.out)
+    print(f"{tokenizer.vocab_size:,} tokens, written to {args.out}")
+
+
+def run_tokenizer_encode(args: argparse.Namespace) -> None:
+    """`llmfs tokenizer encode`."""
+    from llmfs.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(args.tokenizer)
+    print(*tokenizer.encode(sys.stdin.read() if args.text is None else args.text))
+
+
+def run_tokenizer_decode(args: argparse.Namespace) -> None:
+    """`llmfs tokenizer decode`."""
+    from llmfs.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(args.tokenizer)
+    try:
+        ids = args.ids or [int(word) for word in sys.stdin.read().split()]
+    except ValueError as error:
+        raise ValueError(f"ids are whole numbers with spaces between: {error}") from error
+    print(tokenizer.decode(ids))
+
+
+def _train_tokenizer(texts: list[str], kind: str, vocab_size: int, pattern: str) -> Tokenizer:
+    from llmfs import tokenizer
+    from llmfs.recipes import END
+
+    if kind == "char":
+        return tokenizer.CharTokenizer.train(texts, special_tokens=[END])
+    if kind == "word":
+        return tokenizer.WordTokenizer.train(texts, vocab_size, special_tokens=[END])
+    return tokenizer.BPETokenizer.train(texts, vocab_size, pattern=pattern, special_tokens=[END], progress=True)
+
+
+# --- train ---------------------------------------------------------------------------------------------
+
+
+def _add_train(commands: Any) -> None:
+    train = _command(commands, "train", run_train, "train a model on text; the newest checkpoint and its tokenizer "
+                     "stay in a folder")
+    train.add_argument("source", help=SOURCE_HELP)
+    train.add_argument("--out", type=Path, required=True, help="the run's folder")
+    train.add_argument("--preset", choices=("small", "large", "tiny"), default="small",
+                       help="a size with its training settings; tiny: seconds, to try things out; small: minutes on two "
+                       "cores; large: a GPU, or an hour or more of CPU")
+    train.add_argument("--tokenizer", default=None, metavar="KIND|FILE",
+                       help="bpe, char or word, learned from the text, or a tokenizer's file; left out: bpe")
+    train.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="tokens in all, where one is learned")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run's folder")
+    train.add_argument("--seed", type=int, default=0, help="of initial weights, batches and dropout")
+    train.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the best there is")
+    model = train.add_argument_group("model, in place of the preset's")
+    for flag, text in (("n-layer", "blocks"), ("n-head", "attention heads a block"), ("n-embd", "channels"),
+                       ("block-size", "longest context, tokens")):
+        model.add_argument(f"--{flag}", type=int, metavar="N", help=text)
+    model.add_argument("--dropout", type=float, metavar="P", help="probability of dropping an activation")
+    how = train.add_argument_group("training, in place of the preset's")
+    for flag, text in (("steps", "optimizer steps"), ("rows", "rows a batch"), ("seq-len", "tokens a row"),
+                       ("accumulate", "batches a step"), ("eval-every", "steps between evaluations"),
+                       ("save-every", "steps between checkpoints")):
+        how.add_argument(f"--{flag}", type=int, metavar="N", help=text)
+    how.add_argument("--lr", type=float, help="AdamW's peak learning rate")
+    how.add_argument("--matrix-lr", type=float, help="Muon's peak learning rate")
+    how.add_argument("--optimizer", choices=("muon", "adamw"), help="for the blocks' matrices")
+    how.add_argument("--precision", choices=("float32", "bf16"), help="of the forward pass")
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """`llmfs train`."""
+    from llmfs import recipes
+    from llmfs.checkpoint import list_checkpoints
+    from llmfs.corpus import load_texts
+    from llmfs.tokenizer import load_tokenizer
+
+    found = list_checkpoints(args.out)
+    if found and not args.resume:
+        raise ValueError(f"{args.out} already holds a run ({found[-1].name}); give --resume to go on with it, or another --out")
+    if args.resume and not found:
+        raise ValueError(f"there is nothing to resume in {args.out}")
+    recipe = _recipe(recipes.RECIPES[args.preset], args)
+    settings = dict(seed=args.seed, device=_device(args.device), progress=True, resume=args.resume)
+    if args.source == "tales" and args.tokenizer is None:
+        recipe = dataclasses.replace(recipe, vocab_size=args.vocab_size)
+        history = recipes.train_on_tales(recipe, args.out, **settings)
+    else:
+        texts = load_texts(args.source, progress=True)
+        if found:
+            tokenizer = load_tokenizer(found[-1] / "tokenizer.json")
+        elif args.tokenizer in (None, "bpe", "char", "word"):
+            tokenizer = _train_tokenizer(texts, args.tokenizer or "bpe", args.vocab_size, "gpt2")
+        else:
+            tokenizer = load_tokenizer(args.tokenizer)
+        history = recipes.train_on_text(recipe, texts, tokenizer, args.out, **settings)
+    last = history.evals[-1] if history.evals else {}
+    print(f"trained {len(history.loss):,} steps on {history.tokens[-1]:,} tokens in {history.seconds[-1]:.0f} s; "
+          + "".join(f"{name} {last[key]:.3f}; " for key, name in LABELS.items() if key in last)
+          + f"saved in {args.out}")
+
+
+LABELS = {"loss": "held-out loss, nats a token:", "floor": "the lowest possible:", "bits_per_byte": "bits a byte:"}
+
+
+def _recipe(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """The preset with what the user changed."""
+    def given(*names: str) -> dict[str, Any]:
+        return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+    model = {**recipe.model, **given("n_layer", "n_head", "n_embd", "block_size", "dropout")}
+    if "n_embd" in given("n_embd"):
+        model.pop("d_ff", None)  # follows from the width
+    train = dataclasses.replace(recipe.train, **given("steps", "accumulate", "eval_every", "save_every", "lr", "matrix_lr",
+                                                      "optimizer", "precision"))
+    changed = dataclasses.replace(recipe, model=model, train=train, **given("rows", "seq_len"))
+    if changed.seq_len > model["block_size"]:
+        if args.seq_len is not None:
+            raise ValueError(f"--seq-len {changed.seq_len} is more than the block size {model['block_size']}")
+        changed = dataclasses.replace(changed, seq_len=model["block_size"])
+    return changed
+
+
+def _device(name: str) -> str:
+    """The device to use; auto: the best there is. Raises ValueError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return name
+
+
+# --- generate and evaluate -----------------------------------------------------------------------------
+
+
+def _add_generate(commands: Any) -> None:
+    generate = _command(commands, "generate", run_generate, "let a trained model write; the text streams as it comes")
+    generate.add_argument("run_dir", type=Path, metavar="run", help="the run's folder, or one checkpoint's")
+    generate.add_argument("--prompt", default="", help="what to go on from; left out: the start of a text")
+    generate.add_argument("--tokens", type=int, default=200, metavar="N", help="at most this many tokens")
+    generate.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token; 1: as learned")
+    generate.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    generate.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that hold probability P")
+    generate.add_argument("--min-p", type=float, metavar="P", help="leave out tokens below P times the likeliest one's")
+    generate.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: tokens seen before become rarer")
+    generate.add_argument("--seed", type=int, help="the same seed gives the same text; left out: another each time")
+    generate.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto")
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """`llmfs generate`."""
+    import codecs
+
+    import torch
+
+    from llmfs.checkpoint import load_checkpoint
+    from llmfs.recipes import END
+    from llmfs.sample import generate
+
+    device = _device(args.device)
+    if args.tokens < 1:
+        raise ValueError(f"--tokens is {args.tokens}; expected at least 1")
+    checkpoint = load_checkpoint(args.run_dir, device=device)
+    tokenizer = _its_tokenizer(checkpoint)
+    end = tokenizer.special_tokens.get(END)
+    ids = ([] if end is None else [end]) + tokenizer.encode(args.prompt)
+    if not ids:
+        raise ValueError("this model's tokenizer has no token that begins a text; give a --prompt")
+    generator = torch.Generator(device)
+    generator.seed() if args.seed is None else generator.manual_seed(args.seed)
+    # A character may be split between tokens: show it when its last byte is there.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    print(args.prompt, end="", flush=True)
+    for token in generate(checkpoint.model, torch.tensor([ids], device=device), args.tokens, generator=generator,
+                          temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
+                          repetition_penalty=args.repetition_penalty, stop=() if end is None else {end}):
+        if token.item() != end:
+            print(decoder.decode(tokenizer.token_bytes(int(token))), end="", flush=True)
+    print(decoder.decode(b"", final=True))
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = _command(commands, "evaluate", run_evaluate, "measure a trained model on text that it has not seen")
+    evaluate.add_argument("run_dir", type=Path, metavar="run", help="the run's folder, or one checkpoint's")
+    evaluate.add_argument("source", help=SOURCE_HELP + "; tales: stories that no training run sees")
+    evaluate.add_argument("--tales", type=int, default=500, metavar="N", help="how many stories, for tales")
+    evaluate.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto")
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """`llmfs evaluate`."""
+    from llmfs import recipes
+    from llmfs.checkpoint import load_checkpoint
+    from llmfs.corpus import load_texts
+    from llmfs.evaluate import perplexity
+
+    checkpoint = load_checkpoint(args.run_dir, device=_device(args.device))
+    tokenizer = _its_tokenizer(checkpoint)
+    if args.source == "tales":
+        report = recipes.tales_report(checkpoint.model, tokenizer, args.tales)
+        print(report)
+        return
+    texts = load_texts(args.source, progress=True)
+    loss, bpb = recipes.text_loss(checkpoint.model, tokenizer, texts)
+    print(f"loss {loss:.4f} nats a token, perplexity {perplexity(loss):.2f}, {bpb:.4f} bits a byte")
+
+
+def _its_tokenizer(checkpoint: Any) -> Any:
+    if checkpoint.tokenizer is None:
+        raise ValueError(f"{checkpoint.path} holds no tokenizer.json, so its ids mean nothing")
+    return checkpoint.tokenizer
+
+
+def run() -> None:
+    """The installed command."""
+    code = main()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, `head` for one, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

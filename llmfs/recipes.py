@@ -1,0 +1,251 @@
+"""The book's own tokenizer and models, by name: made when first asked for, then kept.
+
+A result is kept in the cache folder under a key of everything that determines it: the recipe, the code that carries
+it out and the version of torch. A change in any of them makes it anew.
+"""
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from llmfs import tales
+from llmfs.checkpoint import load_checkpoint
+from llmfs.config import GPTConfig
+from llmfs.corpus import cache_dir
+from llmfs.data import document_starts, encode_documents, get_batch, sequential_batches, split, story_batches
+from llmfs.evaluate import accuracy_by, bits_per_byte, evaluate, measure_recalls
+from llmfs.gpt import GPT
+from llmfs.sample import generate
+from llmfs.tokenizer import BPETokenizer, Tokenizer
+from llmfs.train import History, TrainConfig, train
+
+END = "<|endoftext|>"
+TRAIN_SEED, HELD_OUT_SEED = 1, 2  # of the tales; different seeds share no random choice
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one of the book's models is made."""
+
+    model: dict[str, Any]  # fields of GPTConfig; the vocabulary size is the tokenizer's
+    train: TrainConfig
+    n_tales: int  # stories to train on
+    rows: int = 16  # rows a batch
+    seq_len: int = 256  # tokens a row
+    vocab_size: int = 1024  # of the tokenizer, at most
+
+
+@dataclass(frozen=True)
+class Book:
+    """A model, the tokenizer that it reads with, and how its training went."""
+
+    model: GPT
+    tokenizer: BPETokenizer
+    history: History
+
+    @property
+    def end_id(self) -> int:
+        """The token that stands before, between and behind stories."""
+        return self.tokenizer.special_tokens[END]
+
+
+SHAPE = dict(block_size=256, n_layer=3, n_head=6, n_embd=192, d_ff=352, qk_norm=True)
+RECIPES = {
+    "small": Recipe(SHAPE, TrainConfig(steps=800, lr=1e-2, matrix_lr=0.01, warmup_steps=50, constant=0.25,
+                                       precision="bf16", eval_every=80), n_tales=60_000),
+    "tiny": Recipe({**SHAPE, "n_layer": 2, "n_head": 2, "n_embd": 64, "d_ff": 128},
+                   TrainConfig(steps=30, lr=1e-2, matrix_lr=0.01, eval_every=15), n_tales=2_000, rows=8, seq_len=128),
+    "large": Recipe({**SHAPE, "n_layer": 6, "n_head": 8, "n_embd": 256, "d_ff": 704},
+                    TrainConfig(steps=6_000, lr=5e-3, matrix_lr=0.01, warmup_steps=100, precision="bf16",
+                                eval_every=250, save_every=500), n_tales=300_000),
+}
+
+
+def book_tokenizer(vocab_size: int = 1024, *, progress: bool = True) -> BPETokenizer:
+    """The byte-level BPE that the book's models read with, trained on tales."""
+    def make(folder: Path) -> None:
+        texts = [tale.text for tale in tales.stories(6_000, TRAIN_SEED)]
+        BPETokenizer.train(texts, vocab_size, special_tokens=[END], progress=progress).save(folder / "tokenizer.json")
+
+    folder = kept("tokenizer", {"vocab_size": vocab_size}, ("tales", "tokenizer"), make)
+    return BPETokenizer.load(folder / "tokenizer.json")
+
+
+def book_model(name: str = "small", *, seed: int = 0, progress: bool = True) -> Book:
+    """The book's model: a GPT trained on tales. "small" takes two to three minutes on two CPU cores, once.
+
+    Raises ValueError for a name that is not in `RECIPES`.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    parts = ("attention", "checkpoint", "config", "data", "embeddings", "evaluate", "gpt", "layers", "optim", "sample",
+             "tales", "tokenizer", "train")
+    folder = kept(f"model-{name}", {"recipe": dataclasses.asdict(recipe), "seed": seed}, parts,
+                  lambda folder: train_on_tales(recipe, folder, seed=seed, progress=progress))
+    checkpoint = load_checkpoint(folder)
+    history = History(**json.loads((folder / "history.json").read_text(encoding="utf-8")))
+    return Book(checkpoint.model, checkpoint.tokenizer, history)  # type: ignore[arg-type]
+
+
+def held_out_tales(n: int) -> list[tales.Tale]:
+    """n tales that no recipe trains on."""
+    return list(tales.stories(n, HELD_OUT_SEED))
+
+
+def tales_loss(model: nn.Module, tokenizer: BPETokenizer, stories: Sequence[tales.Tale]) -> tuple[float, float]:
+    """-> (the model's loss, the lowest loss that any model can have) on these stories, in nats a token.
+
+    Every story is read alone, and its end counts as a token. The second number is exact: the mean of -log p(story)
+    under the grammar that wrote them.
+    """
+    end = tokenizer.special_tokens[END]
+    ids = [[end, *tokenizer.encode(tale.text), end] for tale in stories]
+    loss = evaluate(model, story_batches(sorted(ids, key=len), 25))  # sorted, for little padding
+    return loss, -sum(tale.logp for tale in stories) / sum(len(story) - 1 for story in ids)
+
+
+def write_tales(model: nn.Module, tokenizer: BPETokenizer, n: int, *, seed: int = 0, temperature: float = 1.0) -> list[str]:
+    """n texts that the model writes from nothing, each until its end or the end of the block."""
+    end = tokenizer.special_tokens[END]
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    texts: list[str] = []
+    while len(texts) < n:
+        start = torch.full((min(100, n - len(texts)), 1), end, device=device)
+        steps = generate(model, start, model.config.block_size - 1,  # type: ignore[union-attr, operator]
+                         generator=generator, temperature=temperature, stop={end})
+        for row in torch.stack(list(steps), dim=1).tolist():
+            texts.append(tokenizer.decode(row[: row.index(end)] if end in row else row))
+    return texts
+
+
+def train_on_tales(recipe: Recipe, run_dir: Path, *, seed: int = 0, progress: bool = True, resume: bool = False,
+                   device: torch.device | str = "cpu") -> History:
+    """Carry out a recipe: the last checkpoint and history.json in run_dir -> the history.
+
+    Every evaluation adds to the history: the loss on held-out tales, the share of recalls by kind, and a sample.
+    """
+    tokenizer = book_tokenizer(recipe.vocab_size, progress=progress)
+    end = tokenizer.special_tokens[END]
+    texts = [tale.text for tale in tales.stories(recipe.n_tales, TRAIN_SEED)]
+    tokens = encode_documents(tokenizer, texts, progress=progress)
+    starts = document_starts(tokens, end)
+    held_out = held_out_tales(100)
+
+    def batches(step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return get_batch(tokens, recipe.rows, recipe.seq_len, seed=seed, step=step, rank=micro, starts=starts)
+
+    def watch(model: nn.Module) -> dict[str, Any]:
+        loss, floor = tales_loss(model, tokenizer, held_out)
+        hits = measure_recalls(model, tokenizer, held_out, end_id=end)
+        recall = {kind: share for kind, (share, _) in accuracy_by(hits, lambda hit: hit.kind).items()}
+        return {"loss": loss, "floor": floor, "recall": recall, "sample": write_tales(model, tokenizer, 1)[0]}
+
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, **recipe.model)
+    model = GPT(config, generator=torch.Generator().manual_seed(seed)).to(device)
+    history = train(model, batches, dataclasses.replace(recipe.train, seed=seed), evaluate=watch, run_dir=run_dir,
+                    tokenizer=tokenizer, progress=progress, resume=resume)
+    (run_dir / "history.json").write_text(json.dumps(dataclasses.asdict(history)), encoding="utf-8")
+    return history
+
+
+def train_on_text(recipe: Recipe, texts: Sequence[str], tokenizer: Tokenizer, run_dir: Path, *, seed: int = 0,
+                  progress: bool = True, resume: bool = False, device: torch.device | str = "cpu") -> History:
+    """Train a model of the recipe's shape on any text, the last tenth of it held out -> the history.
+
+    Every evaluation adds the loss on the held-out text, in nats a token and in bits a byte.
+    """
+    learn, held_out = split(texts, 0.1)
+    tokens, held_out_tokens = (encode_documents(tokenizer, part, progress=progress) for part in (learn, held_out))
+    if len(held_out_tokens) < 2:
+        raise ValueError("the text is too short to hold a tenth of it out; give a longer one")
+    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in held_out)
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, **recipe.model)
+    model = GPT(config, generator=torch.Generator().manual_seed(seed)).to(device)
+
+    def batches(step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return get_batch(tokens, recipe.rows, recipe.seq_len, seed=seed, step=step, rank=micro)
+
+    def watch(model: nn.Module) -> dict[str, Any]:
+        loss = evaluate(model, sequential_batches(held_out_tokens, 16, recipe.seq_len))
+        return {"loss": loss, "bits_per_byte": bits_per_byte(loss, len(held_out_tokens) - 1, n_bytes)}
+
+    batches(0, 0)  # a text that is too short for one batch is refused before anything is made
+    return train(model, batches, dataclasses.replace(recipe.train, seed=seed), evaluate=watch, run_dir=run_dir,
+                 tokenizer=tokenizer, progress=progress, resume=resume)
+
+
+def text_loss(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[float, float]:
+    """-> the model's loss on these texts in nats a token, and in bits a byte."""
+    tokens = encode_documents(tokenizer, texts)
+    loss = evaluate(model, sequential_batches(tokens, 16, model.config.block_size))  # type: ignore[arg-type, union-attr]
+    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return loss, bits_per_byte(loss, len(tokens) - 1, n_bytes)
+
+
+def tales_report(model: nn.Module, tokenizer: BPETokenizer, n: int) -> str:
+    """What a model of the tales can do, as a table to print: loss, recall by kind and by distance, its own stories."""
+    stories = held_out_tales(n)
+    loss, floor = tales_loss(model, tokenizer, stories)
+    hits = measure_recalls(model, tokenizer, stories, end_id=tokenizer.special_tokens[END])
+    lines = [f"loss {loss:.4f} nats a token on {n} unseen tales; the lowest possible is {floor:.4f}, "
+             f"so {loss - floor:.4f} is left to learn", "", "recall by kind"]
+    by_kind = accuracy_by(hits, lambda hit: hit.kind)
+    lines += [f"  {kind:14} {by_kind[kind][0]:7.1%} of {by_kind[kind][1]:,}" for kind in tales.RECALL_KINDS if kind in by_kind]
+    lines += ["recall by distance, words"]
+    by_distance = accuracy_by(hits, lambda hit: next(d for d in DISTANCES if hit.distance <= d))
+    lines += [f"  up to {d if d < 10**6 else 'any':>4}     {by_distance[d][0]:7.1%} of {by_distance[d][1]:,}"
+              for d in DISTANCES if d in by_distance]
+    problems = [tales.check(text) for text in write_tales(model, tokenizer, n)]
+    grammatical = sum(all(problem.kind != "grammar" for problem in found) for found in problems)
+    lines += [f"of {n} stories that it wrote, {grammatical / n:.1%} are in the language, and "
+              f"{sum(not found for found in problems) / n:.1%} contradict nothing they said before"]
+    return "\n".join(lines)
+
+
+DISTANCES = (5, 20, 50, 100, 10**6)  # upper ends, in words
+
+
+def kept(name: str, settings: dict[str, Any], modules: Sequence[str], make: Callable[[Path], object]) -> Path:
+    """The folder of a kept result. make(folder) fills it where it is not there yet, in one process at a time.
+
+    settings and the code of `modules` (of llmfs, and this one) decide whether what is there still holds.
+    """
+    key = hashlib.sha256(json.dumps([settings, torch.__version__, *map(code_digest, [*modules, "recipes"])],
+                                    sort_keys=True).encode()).hexdigest()[:16]
+    root = cache_dir() / "recipes"
+    final = root / f"{name}-{key}"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f"{name}-{key}.lock"):
+        if not final.is_dir():
+            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
+            try:
+                make(partial)
+                partial.rename(final)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+@functools.cache
+def code_digest(module: str) -> str:
+    """A hash of what a module of llmfs does: its syntax tree, without comments and docstrings."""
+    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
