@@ -41,7 +41,7 @@ LOADING_RELS = {
     "stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest",
 }  # fmt: skip
 GLUE_ROLE = re.compile(r"\{glue:text\}`")
-CODE_FENCE = re.compile(r"^(`{3,})(?!.*`).*?^\1`*[ \t]*$", re.MULTILINE | re.DOTALL)
+CODE_FENCE = re.compile(r"^(`{3,})[^`\n]*\n.*?^\1`*[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass
@@ -165,7 +165,8 @@ def _loads(tag: Tag) -> Iterator[str]:
     else:
         for key in ("src", "data", "poster"):
             yield tag.get(key, "")
-        yield from tag.get("srcset", "").split(",")
+        for candidate in tag.get("srcset", "").split(","):
+            yield from candidate.split()[:1]  # the address; its width or density follows
 
 
 def _css_loads(css: str) -> Iterator[str]:

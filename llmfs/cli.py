@@ -89,8 +89,8 @@ def run_data_list(args: argparse.Namespace) -> None:
     """`llmfs data list`."""
     from llmfs.corpus import list_corpora
 
-    for line in list_corpora():
-        print(line)
+    for corpus in list_corpora():
+        print(f"{corpus.name:18} {corpus.description}\n{'':18} {corpus.size}; {corpus.license}")
 
 
 def run_data_get(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Where text comes from: the book's own tales, real corpora by name, and the reader's own files.
 
-`load_texts` gives a list of documents, whatever the source. Real corpora are downloaded once, checked, and kept
-in `cache_dir()`. The folder that the environment variable LLMFS_DATA names is looked in first, so that a
+`load_texts` gives a list of documents, whatever the source. Real corpora are downloaded once, checked, and
+kept in `cache_dir()`. The folder that the environment variable LLMFS_DATA names is looked in first, so that a
 machine without a network can be given the files.
 """
 
@@ -143,8 +143,8 @@ def fetch(file: RemoteFile, *, progress: bool = False) -> Path:
         pooch.retrieve(file.url, known_hash, file.name, cache_dir(), progressbar=progress)
     except OSError as error:
         raise CorpusError(
-            f"{file.url} could not be downloaded ({type(error).__name__}). Where there is no network, put the "
-            f"file at {cached}, or as {file.name} into the folder that LLMFS_DATA names"
+            f"{file.url} could not be downloaded ({type(error).__name__}). Where there is no network, put "
+            f"the file at {cached}, or as {file.name} into the folder that LLMFS_DATA names"
         ) from error
     except ValueError as error:
         raise CorpusError(f"what {file.url} gave is not the published file: {error}") from error
@@ -274,7 +274,7 @@ CORPORA = {
         ),
         Corpus(
             name="wikitext-2",
-            description="Wikipedia articles, tokenized, rare words replaced by <unk>; train, validation and test",
+            description="Wikipedia articles, tokenized, rare words as <unk>; train, validation, test",
             license="CC BY-SA 3.0",
             size="10.8 MB; validation 1.1 MB; test 1.3 MB",
             parts=_wikitext_parts,

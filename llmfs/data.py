@@ -64,8 +64,8 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str], *, progress: bo
 def document_starts(tokens: Tokens, eot_id: int) -> Positions:
     """Where each document begins: the positions of the end-of-text tokens before them, ascending (D,).
 
-    A row that begins there holds what a model is given when it is to write from nothing: the end-of-text token
-    alone, and then the document's first token to predict. The last end-of-text token begins no document.
+    A row that begins there holds what a model is given when it is to write from nothing: the end-of-text
+    token alone, and then the document's first token to predict. The last end-of-text token begins no document.
     """
     return np.flatnonzero(tokens[:-1] == eot_id)
 
@@ -90,7 +90,7 @@ def save_tokens(path: str | Path, tokens: Tokens, fingerprint: str) -> None:
 def load_tokens(
     path: str | Path, *, vocab_size: int | None = None, fingerprint: str | None = None
 ) -> Tokens:
-    """The ids (N,) of a file that `save_tokens` wrote, read-only, mapped into memory and read as they are used.
+    """The ids (N,) of a file that `save_tokens` wrote, read-only, mapped into memory and read when used.
 
     Raises DataError for a file that is damaged or of another kind; for one made by a tokenizer with another
     fingerprint; and for an id that is not below vocab_size (this reads the file once).
@@ -146,8 +146,8 @@ def split(documents: Sequence[str], fraction: float, *, seed: int = 0) -> tuple[
 def split_text(text: S, fraction: float) -> tuple[S, S]:
     """One long text, or its ids (N,) -> (first part, last part); the last `fraction` is held out.
 
-    A text is cut at the next end of a line. Not at random: what lies between two training parts of a text that
-    continues would be half known.
+    A text is cut at the next end of a line. Not at random: what lies between two training parts of a text
+    that continues would be half known.
     """
     _check_fraction(fraction)
     cut = len(text) - max(1, round(fraction * len(text)))
@@ -171,8 +171,8 @@ def get_batch(
 ) -> tuple[Tensor, Tensor]:
     """B random rows of T ids, and for each id the one that follows: x (B, T), y (B, T), both int64.
 
-    A pure function of its arguments: the positions come from a counter-based generator (Philox; Salmon et al.,
-    2011, "Parallel Random Numbers: As Easy as 1, 2, 3"). Its key is the seed, its counter starts at
+    A pure function of its arguments: the positions come from a counter-based generator (Philox; Salmon et
+    al., 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"). Its key is the seed, its counter starts at
     (step, rank).
 
     starts: where rows may begin, ascending, such as `document_starts(tokens, eot_id)`; None: anywhere. Only
@@ -198,8 +198,8 @@ def get_batch(
 def sequential_batches(tokens: Tokens, B: int, T: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Every token but the first as a target exactly once, in order: x (b, T), y (b, T), int64, b <= B.
 
-    For evaluation. The text is cut into rows of T; where the last one is not full, x is filled with id 0 and y
-    with IGNORE_INDEX. The last batch may have fewer rows.
+    For evaluation. The text is cut into rows of T; where the last one is not full, x is filled with id 0 and
+    y with IGNORE_INDEX. The last batch may have fewer rows.
     """
     _check_sizes(B, T)
     n_targets = len(tokens) - 1

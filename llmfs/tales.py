@@ -32,6 +32,30 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
+__all__ = [
+    "END",
+    "QUESTION_KINDS",
+    "RECALL_KINDS",
+    "Problem",
+    "Question",
+    "Reader",
+    "Recall",
+    "Search",
+    "Tale",
+    "TaleError",
+    "Teller",
+    "Writer",
+    "check",
+    "generate",
+    "logprob",
+    "next_words",
+    "parse",
+    "questions",
+    "split_words",
+    "stories",
+    "tell",
+]
+
 END = ""  # the key of `next_words` for "the tale ends here": no word is empty
 
 RECALL_KINDS: tuple[str, ...] = (  # easy to hard
@@ -214,6 +238,7 @@ class Family:
 
     kind: str
     members: tuple[str, ...]
+    distinct: bool = True  # two slots of a tale never have the same value
 
 
 @dataclass(frozen=True)
@@ -395,8 +420,9 @@ class Teller:
         value = self.value(piece.name, bound)
         if value is not None:
             return [(value, _words(piece.space + value))]
-        taken = {*self._world.values(), *bound.values()}
-        return [(m, _words(piece.space + m)) for m in family_of(piece.name).members if m not in taken]
+        family = family_of(piece.name)
+        taken = {*self._world.values(), *bound.values()} if family.distinct else ()
+        return [(m, _words(piece.space + m)) for m in family.members if m not in taken]
 
     def _add(self, passage: Passage, piece: Piece, value: str, words: Words, n_fillings: int) -> None:
         passage.logp -= math.log(n_fillings)
@@ -632,14 +658,15 @@ HEROES = FEMALE[:4] + MALE[:4]
 FRIENDS = FEMALE[4:] + MALE[4:]
 ANIMALS = ("Mouse", "Bear", "Fox", "Owl", "Frog", "Hare", "Goose", "Cat")
 THINGS = ("lantern", "drum", "kite", "key", "basket", "rope", "bell", "flute")
-PLACES = ("mill", "river", "forest", "market", "harbor", "garden", "tower", "meadow")
+HOMES = ("mill", "tower", "castle", "cabin", "farm", "inn", "barn", "cottage")
+PLACES = ("river", "forest", "market", "harbor", "garden", "meadow", "bridge", "lake")
 SPOTS = (
     "under the bench", "behind the door", "inside a barrel", "beside the well", "between two rocks",
     "near the gate", "below the stairs", "among the ferns",
 )  # fmt: skip
 BEASTS = ("hen", "dog", "goat", "pig", "duck", "cow", "rat", "hawk")
 DEEDS = ("chased", "woke", "tickled", "scared", "followed", "teased", "licked", "fooled")
-HAILS = ("Good morning", "Good day", "Hello", "Welcome", "Greetings", "Well met")
+HAILS = ("Hello", "Welcome", "Greetings", "Well met", "Ahoy", "Howdy")
 CRIES = ("tra la la", "hey ho hey", "ding dong dell", "dum di dum", "fa la lo", "hum dee dee")
 SKIES = ("sun", "moon", "wind", "rain", "snow", "stars", "clouds", "mist")
 
@@ -649,9 +676,9 @@ PRONOUNS = {"She": ("She", "He"), "she": ("she", "he"), "her": ("her", "his")}
 FAMILIES: dict[str, Family] = {
     "hero": Family("name", HEROES),
     "friend": Family("name", FRIENDS),
-    "animal": Family("epithet", ANIMALS),
+    "animal": Family("epithet", ANIMALS, distinct=False),
     "thing": Family("thing", THINGS),
-    "home": Family("place", PLACES),
+    "home": Family("place", HOMES),
     "place": Family("place", PLACES),
     "spot": Family("spot", SPOTS),
     "beast": Family("refrain", BEASTS),
@@ -723,7 +750,7 @@ LISTS: dict[str, tuple[str, ...]] = {
     "number": ("ten", "twelve", "twenty", "thirty", "forty", "fifty", "sixty", "ninety"),
     "until": ("noon", "dusk", "dawn", "midnight", "sunset", "supper"),
     "path": (
-        "a narrow path", "a muddy lane", "a steep hill", "a stone bridge", "a field of clover",
+        "a narrow path", "a muddy lane", "a steep hill", "a fallen log", "a field of clover",
         "a shallow brook", "a row of oaks", "a hedge of thorns",
     ),
     "trouble": (
@@ -772,7 +799,7 @@ def greeting(t: Teller) -> None:
         0.6,
         '"Shall we [errand]?" asked {Hero}.',
         '"Here is [food] for you," said {Friend}.',
-        '"What a [weather] [time]!" said {Hero}.',
+        '"It is a [weather] [time]," said {Hero}.',
     )
     t.say(
         "And {Hero} and {Friend} [joy] until [until].",
@@ -1101,7 +1128,7 @@ def once_upon_a_time(t: Teller) -> None:
     t.say(
         "Once upon a time {Hero} lived at the {home}.",
         "Long ago {Hero} lived at the {home}.",
-        "In a [praise] house at the {home} lived {Hero}.",
+        "In a [praise] room at the {home} lived {Hero}.",
         "Not far from [path], at the {home}, lived {Hero}.",
     )
 
