@@ -35,6 +35,8 @@ def main() -> int:
         notebook = nbformat.read(path, as_version=4)
         if not lesson.is_file() or not was_executed(notebook):
             continue
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)  # when it ran: the cache would take it for other code
         bundle = CacheBundleIn(notebook, str(lesson), data={})
         cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
         seeded += 1

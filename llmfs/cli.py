@@ -212,9 +212,10 @@ def run_train(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.out} already holds a run ({found[-1].name}); give --resume to go on with it, or another --out")
     if args.resume and not found:
         raise ValueError(f"there is nothing to resume in {args.out}")
-    recipe = _recipe(recipes.RECIPES[args.preset], args)
+    on_tales = args.source == "tales" and args.tokenizer is None
+    recipe = _recipe((recipes.RECIPES if on_tales else recipes.TEXT_RECIPES)[args.preset], args)
     settings = dict(seed=args.seed, device=_device(args.device), progress=True, resume=args.resume)
-    if args.source == "tales" and args.tokenizer is None:
+    if on_tales:
         recipe = dataclasses.replace(recipe, vocab_size=args.vocab_size)
         history = recipes.train_on_tales(recipe, args.out, **settings)
     else:
@@ -249,7 +250,7 @@ def _recipe(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     if changed.seq_len > model["block_size"]:
         if args.seq_len is not None:
             raise ValueError(f"--seq-len {changed.seq_len} is more than the block size {model['block_size']}")
-        changed = dataclasses.replace(changed, seq_len=model["block_size"])
+        changed = dataclasses.replace(changed, seq_len=model["block_size"])  # a shorter block was asked for
     return changed
 
 

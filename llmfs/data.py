@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llmfs.tokenizer import Tokenizer, atomic_file
 
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Tokens = npt.NDArray[np.unsignedinteger[Any]]  # uint16 or uint32
 Positions = npt.NDArray[np.int64]
 S = TypeVar("S", str, Tokens)
 
@@ -65,7 +65,7 @@ def document_starts(tokens: Tokens, eot_id: int) -> Positions:
     """Where each document begins: the positions of the end-of-text tokens before them, ascending (D,).
 
     A row that begins there holds what a model is given when it is to write from nothing: the end-of-text
-    token alone, and then the document's first token to predict. The last end-of-text token begins no document.
+    token alone, with the document's first token to predict. The last end-of-text token begins no document.
     """
     return np.flatnonzero(tokens[:-1] == eot_id)
 
@@ -97,23 +97,29 @@ def load_tokens(
     """
     path = Path(path)
     try:
-        with safe_open(path, framework="numpy") as file:  # checks the header against the length of the file
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise DataError(f"{path} is not a token file: its format is {metadata.get('format')!r}")
-            header = file.get_slice("tokens")
-            dtype, (n,) = np.dtype(_DTYPES[header.get_dtype()]), header.get_shape()
+        dtype, n, made_by = _read_header(path)
     except (SafetensorError, KeyError) as error:
         raise DataError(f"{path} is not a token file, or it is damaged: {error}") from error
-    if fingerprint is not None and metadata.get("tokenizer") != fingerprint:
-        raise DataError(
-            f"{path} was made by tokenizer {metadata.get('tokenizer')}, not by {fingerprint}; encode again"
-        )
+    if fingerprint is not None and made_by != fingerprint:
+        raise DataError(f"{path} was made by tokenizer {made_by}, not by {fingerprint}; encode again")
     offset = path.stat().st_size - n * dtype.itemsize  # the ids are the only tensor, and so the file's end
     tokens: Tokens = np.memmap(path, dtype, mode="r", offset=offset, shape=(n,))
     if vocab_size is not None and (largest := int(tokens.max())) >= vocab_size:
         raise DataError(f"{path} holds the id {largest}; the vocabulary has {vocab_size}, from 0")
     return tokens
+
+
+def _read_header(path: Path) -> tuple[np.dtype[Any], int, str]:
+    """The ids' type, how many they are, and the fingerprint of their tokenizer."""
+    with safe_open(path, framework="numpy") as file:  # compares the header with the length of the file
+        metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT or list(file.keys()) != ["tokens"]:
+            raise DataError(f"{path} is not a token file: format {metadata.get('format')!r}")
+        ids = file.get_slice("tokens")
+        shape = ids.get_shape()
+        if ids.get_dtype() not in _DTYPES or len(shape) != 1 or shape[0] == 0:
+            raise DataError(f"{path} is not a token file: {ids.get_dtype()} of shape {shape}")
+        return np.dtype(_DTYPES[ids.get_dtype()]), shape[0], metadata["tokenizer"]
 
 
 # --- a held-out set --------------------------------------------------------------------------------------

@@ -42,10 +42,10 @@ class Recipe:
 
     model: dict[str, Any]  # fields of GPTConfig; the vocabulary size is the tokenizer's
     train: TrainConfig
-    n_tales: int  # stories to train on
+    n_tales: int = 0  # stories to train on, for recipes on tales
     rows: int = 16  # rows a batch
     seq_len: int = 256  # tokens a row
-    vocab_size: int = 1024  # of the tokenizer, at most
+    vocab_size: int = 1024  # of the book's tokenizer
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,18 @@ RECIPES = {
     "large": Recipe({**SHAPE, "n_layer": 6, "n_head": 8, "n_embd": 256, "d_ff": 704},
                     TrainConfig(steps=6_000, lr=5e-3, matrix_lr=0.01, warmup_steps=100, precision="bf16",
                                 eval_every=250, save_every=500), n_tales=300_000),
+}
+
+
+# For any other text. About a megabyte of it, as Tiny Shakespeare is, is learned in the time of "small".
+TEXT_SHAPE = dict(block_size=128, n_layer=4, n_head=4, n_embd=128, qk_norm=True)
+TEXT_RECIPES = {
+    "small": Recipe(TEXT_SHAPE, TrainConfig(steps=1_500, precision="bf16", eval_every=250, save_every=500), seq_len=128),
+    "tiny": Recipe({**TEXT_SHAPE, "n_layer": 2, "n_head": 2, "n_embd": 64},
+                   TrainConfig(steps=100, eval_every=50), rows=8, seq_len=128),
+    "large": Recipe({**TEXT_SHAPE, "block_size": 512, "n_layer": 8, "n_head": 8, "n_embd": 512, "dropout": 0.1},
+                    TrainConfig(steps=10_000, lr=3e-3, warmup_steps=100, precision="bf16", eval_every=250, save_every=500),
+                    rows=32, seq_len=512),
 }
 
 

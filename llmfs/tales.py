@@ -668,7 +668,6 @@ BEASTS = ("hen", "dog", "goat", "pig", "duck", "cow", "rat", "hawk")
 DEEDS = ("chased", "woke", "tickled", "scared", "followed", "teased", "licked", "fooled")
 HAILS = ("Hello", "Welcome", "Greetings", "Well met", "Ahoy", "Howdy")
 CRIES = ("tra la la", "hey ho hey", "ding dong dell", "dum di dum", "fa la lo", "hum dee dee")
-SKIES = ("sun", "moon", "wind", "rain", "snow", "stars", "clouds", "mist")
 
 PRONOUNS = {"She": ("She", "He"), "she": ("she", "he"), "her": ("her", "his")}
 
@@ -685,7 +684,6 @@ FAMILIES: dict[str, Family] = {
     "deed": Family("refrain", DEEDS),
     "hail": Family("refrain", HAILS),
     "cry": Family("refrain", CRIES),
-    "sky": Family("refrain", SKIES),
     # These four stand for other slots.
     "hider": Family("who", FRIENDS),
     "giver": Family("who", FRIENDS),
@@ -933,7 +931,7 @@ def quest(t: Teller) -> None:
         "\nSo {Hero} went back to the {home} with {hero.her} {thing} and [joy].",
         n=tries,
     )
-    good_night(t, tries, thing=True)
+    good_night(t)
     t.ask("spot", "Where was the {thing}?", "{spot}")
     t.ask("home", "Where does {hero} live?", "at the {home}")
     t.ask("helper", "Who helped {hero}?", "{Friend#}", tries)
@@ -968,7 +966,7 @@ def trade(t: Teller) -> None:
     recap = numbered("the {thing#} was with {Holder#}", swaps + 1)
     t.say("\nIn the end " + ", ".join(recap) + ".", "\nIn the end " + ", ".join(recap[::-1]) + ".")
     t.say("{Hero} went home to the {home} and was [mood].", "And at the {home} they all [joy] until [until].")
-    good_night(t, swaps)
+    good_night(t)
     t.maybe(0.2, "[moral].")
     for n in range(1, swaps + 2):
         t.ask("holder", "Who has the {thing#}?", "{Holder#}", n)
@@ -1005,7 +1003,7 @@ def hide_and_seek(t: Teller) -> None:
         "\nSo {Friend#} had won, and all of them ate [food].",
         n=n,
     )
-    good_night(t, hidden)
+    good_night(t)
     t.ask("last", "Who won the game?", "{Friend#}", n)
     for k in range(1, hidden + 1):
         t.ask("spot", "Where did {friend#} hide?", "{spot#}", k)
@@ -1016,11 +1014,11 @@ def hide_and_seek(t: Teller) -> None:
 def party(t: Teller) -> None:
     """Guests bring things, and the hero thanks each for the right one."""
     t.say(
-        "It was the birthday of {Hero}, and there was [food] at the {home}.",
+        "It was the birthday of {Hero}, and all ate [food] at the {home}.",
         "Once {Hero} gave a party at the {home} with [food] and [food].",
         "One [weather] [time] {Hero} asked all {hero.her} friends to the {home}.",
     )
-    guests = 2 + t.pick(3, 2, 1)
+    guests = 2 + t.pick(2, 1)
     for n in range(1, guests + 1):
         t.say(
             "{Friend#} brought a [look] {thing#}.",
@@ -1035,7 +1033,7 @@ def party(t: Teller) -> None:
         "\nAt last {hero} said: " + " ".join(thanks),
         "\nAt last {hero} said: " + " ".join(thanks[::-1]),
     )
-    good_night(t, guests)
+    good_night(t)
     for n in range(1, guests + 1):
         t.ask("gift", "What did {friend#} bring?", "the {thing#}", n)
         t.ask("giver", "Who brought the {thing#}?", "{Friend#}", n)
@@ -1050,7 +1048,7 @@ def song(t: Teller) -> None:
         "Away went {Hero} to see the {place}, with a [look] {thing}.",
         "Once {Hero} had a {thing} and a wish to see the {place}.",
     )
-    refrain = ' sang:\n"Sing {cry}, my {thing} and I, sing {cry}, we follow the {sky}!"'
+    refrain = ' sang:\n"Sing {cry}, my {thing} and I, sing {cry}, to the {place} we fly!"'
     singers = "{Hero}"
     t.say(singers + refrain)
     verses = 2 + t.pick(2, 1)
@@ -1068,7 +1066,7 @@ def song(t: Teller) -> None:
         "\nAnd so they came to the {place}, {hero} and the {thing} and all.",
         "\nThe [sound] when they came to the {place}, and {Hero} put the {thing} down.",
     )
-    good_night(t, verses - 1, thing=True)
+    good_night(t)
     t.ask("place", "Where did they go?", "to the {place}")
     t.ask("thing", "What did {hero} take along?", "the {thing}")
     ask_animals(t, "hero", *numbered("friend#", verses - 1))
@@ -1113,12 +1111,17 @@ def errands(t: Teller) -> None:
     moves = 1 + t.pick(2, 2, 1)
     for n in range(1, moves + 1):
         destination = f"place{n + 2}"
-        moved = t.say(*(f"{{Friend#}} took the {{thing{k}}} to the {{{destination}}}." for k in (1, 2)), n=n)
-        t.stand(f"now{moved + 1}", destination)
-        t.maybe(0.4, "{Friend#} [joy] and ate [food].", "The [sound] while {friend#} [joy].", n=n)
+        k = 1 + t.say(*(f"{{Friend#}} took the {{thing{k}}} to the {{{destination}}}." for k in (1, 2)), n=n)
+        t.stand(f"now{k}", destination)
+        t.maybe(
+            0.7,
+            f"Now the {{thing{k}}} was at the {{{destination}}}.",
+            f"The [sound] at the {{{destination}}}.",
+            f"Everyone ate [food] at the {{{destination}}}.",
+        )
     for k, start in ((1, "\n"), (2, "")):
         t.say(start + '"Where is my {thing#}?" asked {Hero}.', n=k)
-        t.say('"The {thing#} is at the {now#}," said a [messenger].', n=k)
+        t.say("By then the {thing#} was at the {now#}.", n=k)
         t.ask("whereabouts", "Where is the {thing#}?", "at the {now#}", k)
     t.maybe(0.5, "And {Hero} was [mood].", "And {Hero} [joy] and [thanks] them all.")
     ask_animals(t, "hero", *numbered("friend#", moves))
@@ -1133,15 +1136,12 @@ def once_upon_a_time(t: Teller) -> None:
     )
 
 
-def good_night(t: Teller, n_friends: int, *, thing: bool = False) -> None:
-    """Perhaps a bedtime at the end, which names everyone once more."""
-    friends = numbered("{Friend#}", n_friends)
-    dreamed = [*friends, "the {thing}"] if thing else friends
-    wished = [*friends, "{thing}"] if thing else friends
+def good_night(t: Teller) -> None:
+    """Perhaps a bedtime at the end, which calls back the first friend."""
     t.maybe(
         0.3,
-        "\nThat night {hero} dreamed of " + " and of ".join(dreamed) + ".",
-        "\n" + " ".join(f"Good night, {one}!" for one in (*wished, "{Hero}")),
+        "\nThat night {hero} dreamed of {Friend1}.",
+        "\nGood night, {Friend1}! Good night, {Hero}!",
     )
 
 

@@ -19,7 +19,8 @@ SOUND = """
   <article>
     <h1 id="top">A page</h1>
     <p>The loss is <span class="pasted-text">1.25</span>, as
-       <a href="https://example.org/paper">a paper</a> says; see <a href="other.html#there">there</a> and <a href="#top">the top</a>.
+       <a href="https://example.org/paper">a paper</a> says; see <a href="other.html#there">there</a>
+       and <a href="#top">the top</a>.
        <code>{glue:text}</code> writes a number; <code class="xref py py-class">Tensor</code> is not ours.</p>
     <pre>:::{note} in a listing</pre>
     <div class="output stream">1</div>

@@ -37,7 +37,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
     folder = tmp_path / "published"
     folder.mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as http:
-        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield folder, f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
@@ -52,6 +52,10 @@ def register(monkeypatch: pytest.MonkeyPatch, **files: RemoteFile) -> None:
 
 def sha256(text: str) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+# Of the text "hello"; the second is what `git hash-object` prints.
+CHECKSUMS = [sha256("hello"), "git:b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0", "size:5"]
 
 
 # --- by name ---------------------------------------------------------------------------------------------
@@ -70,7 +74,8 @@ def test_every_corpus_says_what_it_is() -> None:
         assert entry.description and entry.license and entry.size
         assert entry.default is None or entry.default in entry.parts()
         for file in entry.parts().values():
-            assert file.url.startswith("https://") and file.checksum.partition(":")[0] in ("sha256", "git", "size")
+            assert file.url.startswith("https://")
+            assert file.checksum.partition(":")[0] in ("sha256", "git", "size")
     assert len(CORPORA["kjv"].parts()) == 66
 
 
@@ -129,13 +134,13 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(
     folder, url = server
     (folder / "a.txt").write_text("hello")
     empty_cache.mkdir()
-    for checksum in (sha256("hello"), "size:5", "git:b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0"):
+    for checksum in CHECKSUMS:
         (empty_cache / "a.txt").write_text("hel")
         register(monkeypatch, a=RemoteFile("a.txt", f"{url}/a.txt", checksum))
         assert load_texts("fake") == ["hello"]
 
 
-@pytest.mark.parametrize("checksum", [sha256("hello"), "size:5", "git:b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0"])
+@pytest.mark.parametrize("checksum", CHECKSUMS)
 def test_a_download_that_is_not_the_published_file_is_refused(
     server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, empty_cache: Path, checksum: str
 ) -> None:
@@ -226,7 +231,8 @@ def test_a_file_is_one_document(tmp_path: Path) -> None:
 def test_a_folder_is_a_document_for_each_text_file(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "b").mkdir(parents=True)
-    for name, text in {"c.txt": "c", "b/a.md": "a", "a.txt": "first", "empty.txt": "", "x.py": "code"}.items():
+    files = {"c.txt": "c", "b/a.md": "a", "a.txt": "first", "empty.txt": "", "x.py": "code"}
+    for name, text in files.items():
         (folder / name).write_text(text)
     assert load_texts(folder) == ["first", "a", "c"]
     assert load_texts(folder, n=2) == ["first", "a"]

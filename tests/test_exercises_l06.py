@@ -162,7 +162,7 @@ def equal_pairs(numbers):
 @pytest.mark.parametrize("answer, hint", [
     (lambda ids, end: equal_pairs(numbered(ids, end)), "inside a document every token sees the later ones"),
     (lambda ids, end: triangle(ids.shape[1]).repeat(len(ids), 1, 1, 1), "the causal mask alone"),
-    (lambda ids, end: equal_pairs(numbered(ids, end, True)) & triangle(ids.shape[1]), "into the document before it"),
+    (lambda ids, end: equal_pairs(numbered(ids, end, True)) & triangle(ids.shape[1]), "the document before it"),
     (lambda ids, end: documents_with_loops(ids, end).logical_not(), "True where attending is forbidden"),
     (lambda ids, end: documents_with_loops(ids, end).squeeze(1), "axis of size 1")])
 def test_document_mask_hints(answer, hint):
@@ -211,7 +211,7 @@ def where(value):
     (lambda scores, mask: scores.masked_fill(mask.logical_not(), -1e9).softmax(-1), "-1e9 is not a number"),
     (lambda scores, mask: where(torch.finfo(scores.dtype).min)(scores, mask), "finite minimum"),
     (where(-1e4), "-1e4 is only a large number"),
-    (lambda scores, mask: (scores + torch.where(mask, 0.0, -math.inf).to(scores.dtype)).softmax(-1).nan_to_num(),
+    (lambda scores, mask: (scores + torch.where(mask, 0.0, -math.inf).to(scores)).softmax(-1).nan_to_num(),
      "not their gradients"),
     (lambda scores, mask: torch.where(mask, scores.softmax(-1), torch.zeros((), dtype=scores.dtype)),
      "mask after the softmax. The rows"),

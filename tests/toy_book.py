@@ -159,11 +159,20 @@ class ToyBook:
     def html(self) -> Path:
         return self.root / "_build" / "html"
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a Python module in the book's folder, with the book's own llmfs."""
+    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Python in the book's folder."""
+        return self._run(sys.executable, *arguments)
+
+    def build(self, *, strict: bool = True) -> subprocess.CompletedProcess[str]:
+        """Build the pages; strict: as .ci/run does."""
+        options = ("-W", "-n", "--keep-going") if strict else ()
+        return self._run(str(Path(sys.executable).with_name("jupyter-book")), "build", ".", *options)
+
+    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        # The toy's own llmfs comes before an installed one.
         environment = os.environ | {"PYTHONPATH": str(self.root), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [sys.executable, *command],
+            command,
             cwd=self.root,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -171,9 +180,6 @@ class ToyBook:
             stderr=subprocess.STDOUT,
             text=True,
         )
-
-    def build(self) -> subprocess.CompletedProcess[str]:
-        return self.run("-m", "jupyter_book.cli.main", "build", ".", "-W", "-n", "--keep-going")
 
     def replace(self, name: str, old: str, new: str) -> None:
         path = self.root / name
