@@ -681,7 +681,7 @@ FAMILIES: dict[str, Family] = {
     "place": Family("place", PLACES),
     "spot": Family("spot", SPOTS),
     "beast": Family("refrain", BEASTS),
-    "deed": Family("refrain", DEEDS),
+    "deed": Family("refrain", DEEDS, distinct=False),
     "hail": Family("refrain", HAILS),
     "cry": Family("refrain", CRIES),
     # These four stand for other slots.
@@ -963,8 +963,8 @@ def trade(t: Teller) -> None:
         t.say("So {Friend#} had the {thing#}, and {Hero} had the {thing#+}.", n=n)
         t.stand(f"holder{n}", f"friend{n}")
         t.stand(f"holder{n + 1}", "hero")
-    recap = numbered("the {thing#} was with {Holder#}", swaps + 1)
-    t.say("\nIn the end " + ", ".join(recap) + ".", "\nIn the end " + ", ".join(recap[::-1]) + ".")
+    first, *_, last = numbered("the {thing#} was with {Holder#}", swaps + 1)
+    t.say(f"\nIn the end {first}, and {last}.", f"\nIn the end {last}, and {first}.")
     t.say("{Hero} went home to the {home} and was [mood].", "And at the {home} they all [joy] until [until].")
     good_night(t)
     t.maybe(0.2, "[moral].")
@@ -975,7 +975,7 @@ def trade(t: Teller) -> None:
 
 
 def hide_and_seek(t: Teller) -> None:
-    """Two or three hide; the hero seeks."""
+    """Two or three hide; the hero finds one, and one is never found."""
     t.say(
         "One [weather] [time] {Hero} played hide and seek at the {place}.",
         "It was a [weather] [time], and {Hero} wanted to play at the {place}.",
@@ -995,16 +995,12 @@ def hide_and_seek(t: Teller) -> None:
         "\nSo {Hero} closed {hero.her} eyes and counted [loudly] to [number].",
     )
     left = list(range(1, hidden + 1))
-    while left:
-        n = left.pop(t.say(*(number("{hero.She} looked {spot#} and found {Hider#}.", n) for n in left)))
-        t.maybe(0.4, '"You found me!" said {Friend#}.', "{Friend#} [joy].", n=n)
-    t.say(
-        "\nThe winner was {Friend#}, and {Hero} [joy].",
-        "\nSo {Friend#} had won, and all of them ate [food].",
-        n=n,
-    )
+    found = left.pop(t.say(*(number("{hero.She} looked {spot#} and found {Hider#}.", n) for n in left)))
+    t.maybe(0.5, '"You found me!" said {Friend#}.', "{Friend#} [joy].", n=found)
+    last = left.pop(t.say(*(number("\nBut nobody looked {spot#}, and so {Hider#} won.", n) for n in left)))
+    t.maybe(0.5, "So {Hero} and {Friend#} [joy] until [until].", "Then all of them ate [food].", n=last)
     good_night(t)
-    t.ask("last", "Who won the game?", "{Friend#}", n)
+    t.ask("last", "Who won the game?", "{Friend#}", last)
     for k in range(1, hidden + 1):
         t.ask("spot", "Where did {friend#} hide?", "{spot#}", k)
     t.ask("place", "Where did they play?", "at the {place}")

@@ -490,7 +490,7 @@ class PairIndex:
     def __init__(self, word_counts: Mapping[str, int]) -> None:
         self.words = list(word_counts)
         self.n_times = list(word_counts.values())
-        self.count = count_pairs(word_counts)
+        self.count = defaultdict(int, count_pairs(word_counts))  # faster than a Counter at new pairs
         self.words_with: defaultdict[str, list[int]] = defaultdict(list)
         for i, word in enumerate(self.words):
             for pair in pairs(word):
