@@ -6,6 +6,7 @@ Ours with Muon and with AdamW alone, and nanoGPT's published CPU setting (4 laye
 context, batches of 12, 2,000 steps of AdamW), as `transformers`' GPT-2 with torch's own AdamW. Every model has about
 0.8 M parameters and is measured on the same characters. Seconds are of training steps, evaluation left out.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -34,9 +35,20 @@ class NanoGPT(nn.Module):
         super().__init__()
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        self.gpt2: Any = GPT2LMHeadModel(GPT2Config(
-            vocab_size=vocab_size, n_positions=64, n_embd=128, n_layer=4, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
-            attn_pdrop=0.0, bos_token_id=0, eos_token_id=0))
+        self.gpt2: Any = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=vocab_size,
+                n_positions=64,
+                n_embd=128,
+                n_layer=4,
+                n_head=4,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.gpt2(ids).logits
@@ -66,8 +78,12 @@ def ours(tokens: Any, held_out: Any, vocab_size: int, **changes: Any) -> tuple[i
     recipe = TEXT_RECIPES["small"]
     config = dataclasses.replace(recipe.train, eval_every=0, **changes)
     model = GPT(GPTConfig(vocab_size=vocab_size, **recipe.model), generator=torch.Generator().manual_seed(0))
-    history = train(model, lambda step, micro: get_batch(tokens, recipe.rows, recipe.seq_len, seed=0, step=step, rank=micro),
-                    config, progress=sys.stderr.isatty())
+    history = train(
+        model,
+        lambda step, micro: get_batch(tokens, recipe.rows, recipe.seq_len, seed=0, step=step, rank=micro),
+        config,
+        progress=sys.stderr.isatty(),
+    )
     return model.n_params(), history.seconds[-1], evaluate(model, sequential_batches(held_out, 32, recipe.seq_len))
 
 
@@ -79,9 +95,11 @@ def main() -> None:
     a, b = encode_documents(tokenizer, learn), encode_documents(tokenizer, held_out)
     print(f"{len(a):,} characters to learn from, {len(b):,} held out\n")
     print(f"{'':34}{'parameters':>12}{'seconds':>9}{'nats a character':>18}")
-    for name, run in (("llmfs, Muon and AdamW, bf16", lambda: ours(a, b, tokenizer.vocab_size)),
-                      ("llmfs, AdamW alone, bf16", lambda: ours(a, b, tokenizer.vocab_size, optimizer="adamw", lr=3e-3)),
-                      ("nanoGPT's setting, transformers", lambda: reference(a, b, tokenizer.vocab_size))):
+    for name, run in (
+        ("llmfs, Muon and AdamW, bf16", lambda: ours(a, b, tokenizer.vocab_size)),
+        ("llmfs, AdamW alone, bf16", lambda: ours(a, b, tokenizer.vocab_size, optimizer="adamw", lr=3e-3)),
+        ("nanoGPT's setting, transformers", lambda: reference(a, b, tokenizer.vocab_size)),
+    ):
         n, seconds, loss = run()
         print(f"{name:34}{n:>12,}{seconds:>9.0f}{loss:>18.3f}", flush=True)
 

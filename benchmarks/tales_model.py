@@ -1,7 +1,8 @@
 """The book's own model, made from nothing: seconds, distance to the floor, recall by kind and by distance.
 
-    python -m benchmarks.tales_model [small|large] [stories]
+python -m benchmarks.tales_model [small|large] [stories]
 """
+
 from __future__ import annotations
 
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from llmfs.recipes import RECIPES, tales_report, train_on_tales
 from llmfs.checkpoint import load_checkpoint
+from llmfs.recipes import RECIPES, tales_report, train_on_tales
 
 
 def main(name: str = "small", stories: str = "500") -> None:
@@ -20,8 +21,10 @@ def main(name: str = "small", stories: str = "500") -> None:
     with tempfile.TemporaryDirectory() as folder:
         history = train_on_tales(RECIPES[name], Path(folder), progress=sys.stderr.isatty())
         checkpoint = load_checkpoint(folder)
-    print(f"{checkpoint.model.n_params():,} parameters, {len(history.loss):,} steps, {history.tokens[-1]:,} tokens, "
-          f"{history.seconds[-1]:.0f} s of training")
+    print(
+        f"{checkpoint.model.n_params():,} parameters, {len(history.loss):,} steps, {history.tokens[-1]:,} tokens, "
+        f"{history.seconds[-1]:.0f} s of training"
+    )
     print(tales_report(checkpoint.model, checkpoint.tokenizer, int(stories)))
 
 

@@ -1,4 +1,5 @@
 """Causal self-attention with many heads, and the cache that makes generation cheap."""
+
 from __future__ import annotations
 
 import math
@@ -66,8 +67,15 @@ class KVCache:
     Memory is taken once: k and v are (L, B, Hkv, S, hd) with S = `size`, filled from the left.
     """
 
-    def __init__(self, config: GPTConfig, batch_size: int, size: int | None = None, *,
-                 device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        size: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.size = config.block_size if size is None else size  # S, tokens
         self.length = 0  # tokens that every layer holds
         shape = (config.n_layer, batch_size, config.kv_heads, self.size, config.head_size)
@@ -81,10 +89,12 @@ class KVCache:
         """
         end = self.length + k.shape[2]
         if end > self.size:
-            raise ValueError(f"the cache holds {self.size} tokens and {self.length} are in it; {k.shape[2]} more "
-                             "do not fit: make it larger, or drop old tokens")
-        self.k[layer, :, :, self.length:end] = k
-        self.v[layer, :, :, self.length:end] = v
+            raise ValueError(
+                f"the cache holds {self.size} tokens and {self.length} are in it; {k.shape[2]} more "
+                "do not fit: make it larger, or drop old tokens"
+            )
+        self.k[layer, :, :, self.length : end] = k
+        self.v[layer, :, :, self.length : end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
     def advance(self, n: int) -> None:
@@ -142,11 +152,19 @@ class CausalSelfAttention(nn.Module):
 
     def share_heads(self, k: Tensor) -> Tensor:
         """(B, Hkv, S, hd) -> (B, H, S, hd): query heads 0, 1, … of a group stand beside copies of one kv head."""
-        return k.repeat_interleave(self.config.n_head // self.config.kv_heads, dim=1) \
-            if self.config.kv_heads < self.config.n_head else k
+        return (
+            k.repeat_interleave(self.config.n_head // self.config.kv_heads, dim=1)
+            if self.config.kv_heads < self.config.n_head
+            else k
+        )
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
         rope: cos and sin (T, hd), or None. mask: True where attending is allowed, broadcast to (B, H, T, S);

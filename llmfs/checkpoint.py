@@ -7,6 +7,7 @@ A run's folder holds one folder a checkpoint, `step-00000500` and so on, each wi
     tokenizer.json       the tokenizer, where there is one
     train_state.pt       optimizers, history and settings, where training is to go on
 """
+
 from __future__ import annotations
 
 import json
@@ -58,8 +59,15 @@ class Checkpoint:
         return state
 
 
-def save_checkpoint(run_dir: str | Path, model: nn.Module, *, step: int = 0, tokenizer: Tokenizer | None = None,
-                    train_state: dict[str, Any] | None = None, keep: int = 2) -> Path:
+def save_checkpoint(
+    run_dir: str | Path,
+    model: nn.Module,
+    *,
+    step: int = 0,
+    tokenizer: Tokenizer | None = None,
+    train_state: dict[str, Any] | None = None,
+    keep: int = 2,
+) -> Path:
     """Write run_dir/step-NNNNNNNN -> its path. Afterwards only the newest `keep` checkpoints are left.
 
     Everything is written and flushed under a temporary name first: a rename then makes it appear at once.
@@ -103,7 +111,9 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     if not (folder / "config.json").is_file():
         found = list_checkpoints(folder)
         if not found:
-            raise CheckpointError(f"no checkpoint in {folder}: expected a folder that holds config.json, or step-… folders")
+            raise CheckpointError(
+                f"no checkpoint in {folder}: expected a folder that holds config.json, or step-… folders"
+            )
         folder = found[-1]
     kind, step, config = _read_config(folder / "config.json")
     weights_path = folder / "model.safetensors"
@@ -115,8 +125,10 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     tokenizer_path = folder / "tokenizer.json"
     tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path.is_file() else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(f"{tokenizer_path} has {tokenizer.vocab_size} tokens, but the model in {weights_path} "
-                              f"knows {config.vocab_size}: they do not belong together")
+        raise CheckpointError(
+            f"{tokenizer_path} has {tokenizer.vocab_size} tokens, but the model in {weights_path} "
+            f"knows {config.vocab_size}: they do not belong together"
+        )
     return Checkpoint(model, tokenizer, step, folder)
 
 
@@ -166,8 +178,9 @@ def _build(kind: str, config: Any, weights: dict[str, Tensor], path: Path, devic
         raise CheckpointError(f"{path} has {extra[0]}, which the model in config.json does not have")
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
-            raise CheckpointError(f"{path}: {name} has shape {tuple(weights[name].shape)}, "
-                                  f"but config.json asks for {tuple(tensor.shape)}")
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(weights[name].shape)}, but config.json asks for {tuple(tensor.shape)}"
+            )
     model = MODELS[kind][0](config).to(device)
     model.load_state_dict(weights, strict=False)
     model.eval()

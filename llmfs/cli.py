@@ -3,6 +3,7 @@
 Every command is a thin layer over a function of the package; what a user got wrong is one line on standard error and
 exit code 2.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -44,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    parser = argparse.ArgumentParser(prog="llmfs", description="Train, sample and evaluate small GPTs; the companion "
-                                     "of the book LLM From Scratch.", formatter_class=_Help)
+    parser = argparse.ArgumentParser(
+        prog="llmfs",
+        description="Train, sample and evaluate small GPTs; the companion of the book LLM From Scratch.",
+        formatter_class=_Help,
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_data(commands)
     _add_tokenizer(commands)
@@ -118,7 +122,9 @@ def _add_tokenizer(commands: Any) -> None:
     train.add_argument("--out", type=Path, required=True, help="the file to write (JSON)")
     train.add_argument("--kind", choices=("bpe", "char", "word"), default="bpe", help="what a token is")
     train.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="tokens in all (bpe, word)")
-    train.add_argument("--pattern", choices=("gpt2", "gpt4"), default="gpt2", help="how text is cut before merging (bpe)")
+    train.add_argument(
+        "--pattern", choices=("gpt2", "gpt4"), default="gpt2", help="how text is cut before merging (bpe)"
+    )
     encode = _command(sub, "encode", run_tokenizer_encode, "turn text into ids")
     encode.add_argument("tokenizer", type=Path, help="the tokenizer's file")
     encode.add_argument("text", nargs="?", help="the text; left out: standard input")
@@ -171,28 +177,46 @@ def _train_tokenizer(texts: list[str], kind: str, vocab_size: int, pattern: str)
 
 
 def _add_train(commands: Any) -> None:
-    train = _command(commands, "train", run_train, "train a model on text; the newest checkpoint and its tokenizer "
-                     "stay in a folder")
+    train = _command(
+        commands, "train", run_train, "train a model on text; the newest checkpoint and its tokenizer stay in a folder"
+    )
     train.add_argument("source", help=SOURCE_HELP)
     train.add_argument("--out", type=Path, required=True, help="the run's folder")
-    train.add_argument("--preset", choices=("small", "large", "tiny"), default="small",
-                       help="a size with its training settings; tiny: seconds, to try things out; small: minutes on two "
-                       "cores; large: a GPU, or an hour or more of CPU")
-    train.add_argument("--tokenizer", default=None, metavar="KIND|FILE",
-                       help="bpe, char or word, learned from the text, or a tokenizer's file; left out: bpe")
+    train.add_argument(
+        "--preset",
+        choices=("small", "large", "tiny"),
+        default="small",
+        help="a size with its training settings; tiny: seconds, to try things out; small: minutes on two "
+        "cores; large: a GPU, or an hour or more of CPU",
+    )
+    train.add_argument(
+        "--tokenizer",
+        default=None,
+        metavar="KIND|FILE",
+        help="bpe, char or word, learned from the text, or a tokenizer's file; left out: bpe",
+    )
     train.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="tokens in all, where one is learned")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run's folder")
     train.add_argument("--seed", type=int, default=0, help="of initial weights, batches and dropout")
     train.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the best there is")
     model = train.add_argument_group("model, in place of the preset's")
-    for flag, text in (("n-layer", "blocks"), ("n-head", "attention heads a block"), ("n-embd", "channels"),
-                       ("block-size", "longest context, tokens")):
+    for flag, text in (
+        ("n-layer", "blocks"),
+        ("n-head", "attention heads a block"),
+        ("n-embd", "channels"),
+        ("block-size", "longest context, tokens"),
+    ):
         model.add_argument(f"--{flag}", type=int, metavar="N", help=text)
     model.add_argument("--dropout", type=float, metavar="P", help="probability of dropping an activation")
     how = train.add_argument_group("training, in place of the preset's")
-    for flag, text in (("steps", "optimizer steps"), ("rows", "rows a batch"), ("seq-len", "tokens a row"),
-                       ("accumulate", "batches a step"), ("eval-every", "steps between evaluations"),
-                       ("save-every", "steps between checkpoints")):
+    for flag, text in (
+        ("steps", "optimizer steps"),
+        ("rows", "rows a batch"),
+        ("seq-len", "tokens a row"),
+        ("accumulate", "batches a step"),
+        ("eval-every", "steps between evaluations"),
+        ("save-every", "steps between checkpoints"),
+    ):
         how.add_argument(f"--{flag}", type=int, metavar="N", help=text)
     how.add_argument("--lr", type=float, help="AdamW's peak learning rate")
     how.add_argument("--matrix-lr", type=float, help="Muon's peak learning rate")
@@ -209,7 +233,9 @@ def run_train(args: argparse.Namespace) -> None:
 
     found = list_checkpoints(args.out)
     if found and not args.resume:
-        raise ValueError(f"{args.out} already holds a run ({found[-1].name}); give --resume to go on with it, or another --out")
+        raise ValueError(
+            f"{args.out} already holds a run ({found[-1].name}); give --resume to go on with it, or another --out"
+        )
     if args.resume and not found:
         raise ValueError(f"there is nothing to resume in {args.out}")
     on_tales = args.source == "tales" and args.tokenizer is None
@@ -228,9 +254,11 @@ def run_train(args: argparse.Namespace) -> None:
             tokenizer = load_tokenizer(args.tokenizer)
         history = recipes.train_on_text(recipe, texts, tokenizer, args.out, **settings)
     last = history.evals[-1] if history.evals else {}
-    print(f"trained {len(history.loss):,} steps on {history.tokens[-1]:,} tokens in {history.seconds[-1]:.0f} s; "
-          + "".join(f"{name} {last[key]:.3f}; " for key, name in LABELS.items() if key in last)
-          + f"saved in {args.out}")
+    print(
+        f"trained {len(history.loss):,} steps on {history.tokens[-1]:,} tokens in {history.seconds[-1]:.0f} s; "
+        + "".join(f"{name} {last[key]:.3f}; " for key, name in LABELS.items() if key in last)
+        + f"saved in {args.out}"
+    )
 
 
 LABELS = {"loss": "held-out loss, nats a token:", "floor": "the lowest possible:", "bits_per_byte": "bits a byte:"}
@@ -238,14 +266,17 @@ LABELS = {"loss": "held-out loss, nats a token:", "floor": "the lowest possible:
 
 def _recipe(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """The preset with what the user changed."""
+
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
     model = {**recipe.model, **given("n_layer", "n_head", "n_embd", "block_size", "dropout")}
     if "n_embd" in given("n_embd"):
         model.pop("d_ff", None)  # follows from the width
-    train = dataclasses.replace(recipe.train, **given("steps", "accumulate", "eval_every", "save_every", "lr", "matrix_lr",
-                                                      "optimizer", "precision"))
+    train = dataclasses.replace(
+        recipe.train,
+        **given("steps", "accumulate", "eval_every", "save_every", "lr", "matrix_lr", "optimizer", "precision"),
+    )
     changed = dataclasses.replace(recipe, model=model, train=train, **given("rows", "seq_len"))
     if changed.seq_len > model["block_size"]:
         if args.seq_len is not None:
@@ -277,9 +308,13 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument("--tokens", type=int, default=200, metavar="N", help="at most this many tokens")
     generate.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token; 1: as learned")
     generate.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    generate.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that hold probability P")
+    generate.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that hold probability P"
+    )
     generate.add_argument("--min-p", type=float, metavar="P", help="leave out tokens below P times the likeliest one's")
-    generate.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: tokens seen before become rarer")
+    generate.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="above 1: tokens seen before become rarer"
+    )
     generate.add_argument("--seed", type=int, help="the same seed gives the same text; left out: another each time")
     generate.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto")
 
@@ -308,9 +343,18 @@ def run_generate(args: argparse.Namespace) -> None:
     # A character may be split between tokens: show it when its last byte is there.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     print(args.prompt, end="", flush=True)
-    for token in generate(checkpoint.model, torch.tensor([ids], device=device), args.tokens, generator=generator,
-                          temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
-                          repetition_penalty=args.repetition_penalty, stop=() if end is None else {end}):
+    for token in generate(
+        checkpoint.model,
+        torch.tensor([ids], device=device),
+        args.tokens,
+        generator=generator,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        stop=() if end is None else {end},
+    ):
         if token.item() != end:
             print(decoder.decode(tokenizer.token_bytes(int(token))), end="", flush=True)
     print(decoder.decode(b"", final=True))

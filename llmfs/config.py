@@ -1,4 +1,5 @@
 """The shape of a model, in one frozen dataclass: GPT-2 and Llama are two settings of it."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -53,22 +54,27 @@ class GPTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1")
-        for name, kind in (("pos", Positions), ("norm", Norm), ("norm_position", NormPosition),
-                           ("mlp", Feedforward)):
+        for name, kind in (("pos", Positions), ("norm", Norm), ("norm_position", NormPosition), ("mlp", Feedforward)):
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {get_args(kind)}")
         for name in ("bias", "tie_weights", "qk_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if self.n_embd % self.n_head:
-            raise ConfigError(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads; "
-                              "make n_embd a multiple of n_head")
+            raise ConfigError(
+                f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads; "
+                "make n_embd a multiple of n_head"
+            )
         if self.n_head % self.kv_heads:
-            raise ConfigError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.kv_heads}; "
-                              "each key/value head serves the same number of query heads")
+            raise ConfigError(
+                f"n_head {self.n_head} is not a multiple of n_kv_head {self.kv_heads}; "
+                "each key/value head serves the same number of query heads"
+            )
         if self.pos == "rope" and self.head_size % 2:
-            raise ConfigError(f"rotary positions turn pairs of channels, but the head size is {self.head_size}; "
-                              "make n_embd / n_head even")
+            raise ConfigError(
+                f"rotary positions turn pairs of channels, but the head size is {self.head_size}; "
+                "make n_embd / n_head even"
+            )
         if self.pos == "sinusoidal" and self.n_embd % 2:
             raise ConfigError(f"sinusoidal positions need an even n_embd, not {self.n_embd}")
         if not 0.0 <= self.dropout < 1.0:
@@ -137,8 +143,34 @@ def default_d_ff(n_embd: int, mlp: Feedforward) -> int:
 
 
 GPT2: dict[str, Any] = dict(
-    vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768, d_ff=3072, pos="learned",
-    norm="layernorm", norm_position="pre", mlp="gelu", bias=True, tie_weights=True, dropout=0.0, norm_eps=1e-5)
+    vocab_size=50257,
+    block_size=1024,
+    n_layer=12,
+    n_head=12,
+    n_embd=768,
+    d_ff=3072,
+    pos="learned",
+    norm="layernorm",
+    norm_position="pre",
+    mlp="gelu",
+    bias=True,
+    tie_weights=True,
+    dropout=0.0,
+    norm_eps=1e-5,
+)
 LLAMA: dict[str, Any] = dict(
-    vocab_size=32000, block_size=2048, n_layer=32, n_head=32, n_embd=4096, d_ff=11008, pos="rope",
-    norm="rmsnorm", norm_position="pre", mlp="swiglu", bias=False, tie_weights=False, dropout=0.0, norm_eps=1e-6)
+    vocab_size=32000,
+    block_size=2048,
+    n_layer=32,
+    n_head=32,
+    n_embd=4096,
+    d_ff=11008,
+    pos="rope",
+    norm="rmsnorm",
+    norm_position="pre",
+    mlp="swiglu",
+    bias=False,
+    tie_weights=False,
+    dropout=0.0,
+    norm_eps=1e-6,
+)

@@ -2,6 +2,7 @@
 
 The token table itself is a plain `torch.nn.Embedding` in `llmfs.gpt`: a lookup is all that it does.
 """
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """How good a language model is: loss on held-out text, in units that can be compared."""
+
 from __future__ import annotations
 
 import bisect
@@ -131,7 +132,9 @@ def measure_recalls(model: nn.Module, tokenizer: Encoder, stories: Sequence[Stor
                 place = len(story.text[: recall.start].encode())  # in bytes, as tokens are
                 t = bisect.bisect_right(ends, place)  # the token that holds the first letter
                 right = ids[1 + t]
-                hits.append(RecallHit(recall.kind, recall.distance, int(logp[t].argmax()) == right, -logp[t, right].item()))
+                hits.append(
+                    RecallHit(recall.kind, recall.distance, int(logp[t].argmax()) == right, -logp[t, right].item())
+                )
     return hits
 
 

@@ -1,4 +1,5 @@
 """Normalization, the feed-forward network, and the block that stacks."""
+
 from __future__ import annotations
 
 import torch
@@ -79,8 +80,13 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """x (B, T, C) -> (B, T, C); the other arguments are those of `CausalSelfAttention`."""
         if self.pre:
             x = x + self.drop(self.attn(self.attn_norm(x), rope, mask, cache))

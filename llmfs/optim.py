@@ -1,4 +1,5 @@
 """AdamW and Muon written out, the learning rate's schedule, and gradient clipping."""
+
 from __future__ import annotations
 
 import math
@@ -16,8 +17,14 @@ class AdamW(torch.optim.Optimizer):
     Raises ValueError for a rate, beta or decay out of range.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
-                 eps: float = 1e-8, weight_decay: float = 0.01) -> None:
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
         if not lr >= 0 or not eps >= 0 or not weight_decay >= 0:
             raise ValueError(f"lr {lr}, eps {eps} and weight_decay {weight_decay} must not be negative")
         if not all(0 <= beta < 1 for beta in betas):
@@ -57,11 +64,14 @@ class Muon(torch.optim.Optimizer):
     in each direction. Only for 2-D weights inside the model; tables, heads and norms want AdamW.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95,
-                 weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         if not lr >= 0 or not weight_decay >= 0 or not 0 <= momentum < 1:
-            raise ValueError(f"lr {lr} and weight_decay {weight_decay} must not be negative, and momentum {momentum} "
-                             "must be in [0, 1)")
+            raise ValueError(
+                f"lr {lr} and weight_decay {weight_decay} must not be negative, and momentum {momentum} "
+                "must be in [0, 1)"
+            )
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.dim() != 2:
@@ -82,6 +92,7 @@ class Muon(torch.optim.Optimizer):
         """Matrices (rows, columns) of one shape, in place."""
         ahead = []
         for p in matrices:
+            assert p.grad is not None
             momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
             momentum.lerp_(p.grad, 1 - group["momentum"])
             ahead.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov: where the momentum is about to be
@@ -108,8 +119,9 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     return wide if x.shape[-2] <= x.shape[-1] else wide.mT
 
 
-def cosine_lr(step: int, *, peak: float, total_steps: int, warmup_steps: int = 0, constant: float = 0.0,
-              final: float = 0.0) -> float:
+def cosine_lr(
+    step: int, *, peak: float, total_steps: int, warmup_steps: int = 0, constant: float = 0.0, final: float = 0.0
+) -> float:
     """The learning rate of a step, counted from 0: up in a line, flat, then down half a cosine to `final` x peak.
 
     constant: the fraction of all steps that stays at the peak after the warm-up (0: the plain cosine of
@@ -151,6 +163,8 @@ def split_params(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     if isinstance(head, nn.Linear):
         tables.add(id(head.weight))
     learned = [p for p in model.parameters() if p.requires_grad]
-    return ([p for p in learned if p.dim() >= 2 and id(p) not in tables],
-            [p for p in learned if id(p) in tables],
-            [p for p in learned if p.dim() < 2 and id(p) not in tables])
+    return (
+        [p for p in learned if p.dim() >= 2 and id(p) not in tables],
+        [p for p in learned if id(p) in tables],
+        [p for p in learned if p.dim() < 2 and id(p) not in tables],
+    )

@@ -3,6 +3,7 @@
 A result is kept in the cache folder under a key of everything that determines it: the recipe, the code that carries
 it out and the version of torch. A change in any of them makes it anew.
 """
+
 from __future__ import annotations
 
 import ast
@@ -64,30 +65,54 @@ class Book:
 
 SHAPE = dict(block_size=256, n_layer=3, n_head=6, n_embd=192, d_ff=352, qk_norm=True)
 RECIPES = {
-    "small": Recipe(SHAPE, TrainConfig(steps=800, lr=1e-2, matrix_lr=0.01, warmup_steps=50, constant=0.25,
-                                       precision="bf16", eval_every=80), n_tales=60_000),
-    "tiny": Recipe({**SHAPE, "n_layer": 2, "n_head": 2, "n_embd": 64, "d_ff": 128},
-                   TrainConfig(steps=30, lr=1e-2, matrix_lr=0.01, eval_every=15), n_tales=2_000, rows=8, seq_len=128),
-    "large": Recipe({**SHAPE, "n_layer": 6, "n_head": 8, "n_embd": 256, "d_ff": 704},
-                    TrainConfig(steps=6_000, lr=5e-3, matrix_lr=0.01, warmup_steps=100, precision="bf16",
-                                eval_every=250, save_every=500), n_tales=300_000),
+    "small": Recipe(
+        SHAPE,
+        TrainConfig(
+            steps=1_000, lr=1e-2, matrix_lr=0.01, warmup_steps=50, constant=0.25, precision="bf16", eval_every=100
+        ),
+        n_tales=60_000,
+    ),
+    "tiny": Recipe(
+        {**SHAPE, "n_layer": 2, "n_head": 2, "n_embd": 64, "d_ff": 128},
+        TrainConfig(steps=30, lr=1e-2, matrix_lr=0.01, eval_every=15),
+        n_tales=2_000,
+        rows=8,
+        seq_len=128,
+    ),
+    "large": Recipe(
+        {**SHAPE, "n_layer": 6, "n_head": 8, "n_embd": 256, "d_ff": 704},
+        TrainConfig(
+            steps=6_000, lr=5e-3, matrix_lr=0.01, warmup_steps=100, precision="bf16", eval_every=250, save_every=500
+        ),
+        n_tales=300_000,
+    ),
 }
 
 
 # For any other text. About a megabyte of it, as Tiny Shakespeare is, is learned in the time of "small".
 TEXT_SHAPE = dict(block_size=128, n_layer=4, n_head=4, n_embd=128, qk_norm=True)
 TEXT_RECIPES = {
-    "small": Recipe(TEXT_SHAPE, TrainConfig(steps=1_500, precision="bf16", eval_every=250, save_every=500), seq_len=128),
-    "tiny": Recipe({**TEXT_SHAPE, "n_layer": 2, "n_head": 2, "n_embd": 64},
-                   TrainConfig(steps=100, eval_every=50), rows=8, seq_len=128),
-    "large": Recipe({**TEXT_SHAPE, "block_size": 512, "n_layer": 8, "n_head": 8, "n_embd": 512, "dropout": 0.1},
-                    TrainConfig(steps=10_000, lr=3e-3, warmup_steps=100, precision="bf16", eval_every=250, save_every=500),
-                    rows=32, seq_len=512),
+    "small": Recipe(
+        TEXT_SHAPE, TrainConfig(steps=1_500, precision="bf16", eval_every=250, save_every=500), seq_len=128
+    ),
+    "tiny": Recipe(
+        {**TEXT_SHAPE, "n_layer": 2, "n_head": 2, "n_embd": 64},
+        TrainConfig(steps=100, eval_every=50),
+        rows=8,
+        seq_len=128,
+    ),
+    "large": Recipe(
+        {**TEXT_SHAPE, "block_size": 512, "n_layer": 8, "n_head": 8, "n_embd": 512, "dropout": 0.1},
+        TrainConfig(steps=10_000, lr=3e-3, warmup_steps=100, precision="bf16", eval_every=250, save_every=500),
+        rows=32,
+        seq_len=512,
+    ),
 }
 
 
 def book_tokenizer(vocab_size: int = 1024, *, progress: bool = True) -> BPETokenizer:
     """The byte-level BPE that the book's models read with, trained on tales."""
+
     def make(folder: Path) -> None:
         texts = [tale.text for tale in tales.stories(6_000, TRAIN_SEED)]
         BPETokenizer.train(texts, vocab_size, special_tokens=[END], progress=progress).save(folder / "tokenizer.json")
@@ -104,10 +129,27 @@ def book_model(name: str = "small", *, seed: int = 0, progress: bool = True) -> 
     if name not in RECIPES:
         raise ValueError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
-    parts = ("attention", "checkpoint", "config", "data", "embeddings", "evaluate", "gpt", "layers", "optim", "sample",
-             "tales", "tokenizer", "train")
-    folder = kept(f"model-{name}", {"recipe": dataclasses.asdict(recipe), "seed": seed}, parts,
-                  lambda folder: train_on_tales(recipe, folder, seed=seed, progress=progress))
+    parts = (
+        "attention",
+        "checkpoint",
+        "config",
+        "data",
+        "embeddings",
+        "evaluate",
+        "gpt",
+        "layers",
+        "optim",
+        "sample",
+        "tales",
+        "tokenizer",
+        "train",
+    )
+    folder = kept(
+        f"model-{name}",
+        {"recipe": dataclasses.asdict(recipe), "seed": seed},
+        parts,
+        lambda folder: train_on_tales(recipe, folder, seed=seed, progress=progress),
+    )
     checkpoint = load_checkpoint(folder)
     history = History(**json.loads((folder / "history.json").read_text(encoding="utf-8")))
     return Book(checkpoint.model, checkpoint.tokenizer, history)  # type: ignore[arg-type]
@@ -130,7 +172,9 @@ def tales_loss(model: nn.Module, tokenizer: BPETokenizer, stories: Sequence[tale
     return loss, -sum(tale.logp for tale in stories) / sum(len(story) - 1 for story in ids)
 
 
-def write_tales(model: nn.Module, tokenizer: BPETokenizer, n: int, *, seed: int = 0, temperature: float = 1.0) -> list[str]:
+def write_tales(
+    model: nn.Module, tokenizer: BPETokenizer, n: int, *, seed: int = 0, temperature: float = 1.0
+) -> list[str]:
     """n texts that the model writes from nothing, each until its end or the end of the block."""
     end = tokenizer.special_tokens[END]
     device = next(model.parameters()).device
@@ -138,15 +182,28 @@ def write_tales(model: nn.Module, tokenizer: BPETokenizer, n: int, *, seed: int 
     texts: list[str] = []
     while len(texts) < n:
         start = torch.full((min(100, n - len(texts)), 1), end, device=device)
-        steps = generate(model, start, model.config.block_size - 1,  # type: ignore[union-attr, operator]
-                         generator=generator, temperature=temperature, stop={end})
+        steps = generate(
+            model,
+            start,
+            model.config.block_size - 1,  # type: ignore[union-attr, operator, arg-type]
+            generator=generator,
+            temperature=temperature,
+            stop={end},
+        )
         for row in torch.stack(list(steps), dim=1).tolist():
             texts.append(tokenizer.decode(row[: row.index(end)] if end in row else row))
     return texts
 
 
-def train_on_tales(recipe: Recipe, run_dir: Path, *, seed: int = 0, progress: bool = True, resume: bool = False,
-                   device: torch.device | str = "cpu") -> History:
+def train_on_tales(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+) -> History:
     """Carry out a recipe: the last checkpoint and history.json in run_dir -> the history.
 
     Every evaluation adds to the history: the loss on held-out tales, the share of recalls by kind, and a sample.
@@ -169,14 +226,31 @@ def train_on_tales(recipe: Recipe, run_dir: Path, *, seed: int = 0, progress: bo
 
     config = GPTConfig(vocab_size=tokenizer.vocab_size, **recipe.model)
     model = GPT(config, generator=torch.Generator().manual_seed(seed)).to(device)
-    history = train(model, batches, dataclasses.replace(recipe.train, seed=seed), evaluate=watch, run_dir=run_dir,
-                    tokenizer=tokenizer, progress=progress, resume=resume)
+    history = train(
+        model,
+        batches,
+        dataclasses.replace(recipe.train, seed=seed),
+        evaluate=watch,
+        run_dir=run_dir,
+        tokenizer=tokenizer,
+        progress=progress,
+        resume=resume,
+    )
     (run_dir / "history.json").write_text(json.dumps(dataclasses.asdict(history)), encoding="utf-8")
     return history
 
 
-def train_on_text(recipe: Recipe, texts: Sequence[str], tokenizer: Tokenizer, run_dir: Path, *, seed: int = 0,
-                  progress: bool = True, resume: bool = False, device: torch.device | str = "cpu") -> History:
+def train_on_text(
+    recipe: Recipe,
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    run_dir: Path,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+) -> History:
     """Train a model of the recipe's shape on any text, the last tenth of it held out -> the history.
 
     Every evaluation adds the loss on the held-out text, in nats a token and in bits a byte.
@@ -197,8 +271,16 @@ def train_on_text(recipe: Recipe, texts: Sequence[str], tokenizer: Tokenizer, ru
         return {"loss": loss, "bits_per_byte": bits_per_byte(loss, len(held_out_tokens) - 1, n_bytes)}
 
     batches(0, 0)  # a text that is too short for one batch is refused before anything is made
-    return train(model, batches, dataclasses.replace(recipe.train, seed=seed), evaluate=watch, run_dir=run_dir,
-                 tokenizer=tokenizer, progress=progress, resume=resume)
+    return train(
+        model,
+        batches,
+        dataclasses.replace(recipe.train, seed=seed),
+        evaluate=watch,
+        run_dir=run_dir,
+        tokenizer=tokenizer,
+        progress=progress,
+        resume=resume,
+    )
 
 
 def text_loss(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[float, float]:
@@ -214,18 +296,29 @@ def tales_report(model: nn.Module, tokenizer: BPETokenizer, n: int) -> str:
     stories = held_out_tales(n)
     loss, floor = tales_loss(model, tokenizer, stories)
     hits = measure_recalls(model, tokenizer, stories, end_id=tokenizer.special_tokens[END])
-    lines = [f"loss {loss:.4f} nats a token on {n} unseen tales; the lowest possible is {floor:.4f}, "
-             f"so {loss - floor:.4f} is left to learn", "", "recall by kind"]
+    lines = [
+        f"loss {loss:.4f} nats a token on {n} unseen tales; the lowest possible is {floor:.4f}, "
+        f"so {loss - floor:.4f} is left to learn",
+        "",
+        "recall by kind",
+    ]
     by_kind = accuracy_by(hits, lambda hit: hit.kind)
-    lines += [f"  {kind:14} {by_kind[kind][0]:7.1%} of {by_kind[kind][1]:,}" for kind in tales.RECALL_KINDS if kind in by_kind]
+    lines += [
+        f"  {kind:14} {by_kind[kind][0]:7.1%} of {by_kind[kind][1]:,}" for kind in tales.RECALL_KINDS if kind in by_kind
+    ]
     lines += ["recall by distance, words"]
     by_distance = accuracy_by(hits, lambda hit: next(d for d in DISTANCES if hit.distance <= d))
-    lines += [f"  up to {d if d < 10**6 else 'any':>4}     {by_distance[d][0]:7.1%} of {by_distance[d][1]:,}"
-              for d in DISTANCES if d in by_distance]
+    lines += [
+        f"  up to {d if d < 10**6 else 'any':>4}     {by_distance[d][0]:7.1%} of {by_distance[d][1]:,}"
+        for d in DISTANCES
+        if d in by_distance
+    ]
     problems = [tales.check(text) for text in write_tales(model, tokenizer, n)]
     grammatical = sum(all(problem.kind != "grammar" for problem in found) for found in problems)
-    lines += [f"of {n} stories that it wrote, {grammatical / n:.1%} are in the language, and "
-              f"{sum(not found for found in problems) / n:.1%} contradict nothing they said before"]
+    lines += [
+        f"of {n} stories that it wrote, {grammatical / n:.1%} are in the language, and "
+        f"{sum(not found for found in problems) / n:.1%} contradict nothing they said before"
+    ]
     return "\n".join(lines)
 
 
@@ -237,8 +330,9 @@ def kept(name: str, settings: dict[str, Any], modules: Sequence[str], make: Call
 
     settings and the code of `modules` (of llmfs, and this one) decide whether what is there still holds.
     """
-    key = hashlib.sha256(json.dumps([settings, torch.__version__, *map(code_digest, [*modules, "recipes"])],
-                                    sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps([settings, torch.__version__, *map(code_digest, [*modules, "recipes"])], sort_keys=True).encode()
+    ).hexdigest()[:16]
     root = cache_dir() / "recipes"
     final = root / f"{name}-{key}"
     root.mkdir(parents=True, exist_ok=True)
@@ -258,6 +352,9 @@ def code_digest(module: str) -> str:
     """A hash of what a module of llmfs does: its syntax tree, without comments and docstrings."""
     tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

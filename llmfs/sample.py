@@ -1,4 +1,5 @@
 """From logits to text: which token comes next, again and again."""
+
 from __future__ import annotations
 
 import math
@@ -10,9 +11,16 @@ from torch import Tensor
 from llmfs.attention import KVCache
 
 
-def filter_logits(logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-                  min_p: float | None = None, repetition_penalty: float = 1.0,
-                  context: Tensor | None = None) -> Tensor:
+def filter_logits(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    context: Tensor | None = None,
+) -> Tensor:
     """logits (B, V) -> logits (B, V) float32, with -inf for tokens that are ruled out.
 
     In this order: repetition_penalty lowers every token of `context` (B, T); temperature divides all; top_k keeps
@@ -41,10 +49,20 @@ def filter_logits(logits: Tensor, *, temperature: float = 1.0, top_k: int | None
     return logits
 
 
-def generate(model: torch.nn.Module, ids: Tensor, n: int, *, generator: torch.Generator | None = None,
-             temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-             min_p: float | None = None, repetition_penalty: float = 1.0, stop: Collection[int] = (),
-             use_cache: bool = True) -> Iterator[Tensor]:
+def generate(
+    model: torch.nn.Module,
+    ids: Tensor,
+    n: int,
+    *,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: Collection[int] = (),
+    use_cache: bool = True,
+) -> Iterator[Tensor]:
     """Continue ids (B, T) by up to n tokens, one at a time -> an iterator of (B,) int64.
 
     A row that has produced a token of `stop` repeats that token; generation ends once all rows have.
@@ -55,15 +73,28 @@ def generate(model: torch.nn.Module, ids: Tensor, n: int, *, generator: torch.Ge
     if ids.dim() != 2 or not ids.numel():
         raise ValueError(f"expected a prompt of shape (B, T) with at least one token, got {tuple(ids.shape)}")
     _check(temperature, top_k, top_p, min_p, repetition_penalty)
-    return _generate(model, ids, n, generator, stop, use_cache,
-                     dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                          repetition_penalty=repetition_penalty))
+    return _generate(
+        model,
+        ids,
+        n,
+        generator,
+        stop,
+        use_cache,
+        dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty),
+    )
 
 
-def _generate(model: torch.nn.Module, ids: Tensor, n: int, generator: torch.Generator | None,
-              stop: Collection[int], use_cache: bool, settings: dict[str, float | int | None]) -> Iterator[Tensor]:
+def _generate(
+    model: torch.nn.Module,
+    ids: Tensor,
+    n: int,
+    generator: torch.Generator | None,
+    stop: Collection[int],
+    use_cache: bool,
+    settings: dict[str, float | int | None],
+) -> Iterator[Tensor]:
     """The loop of `generate`."""
-    block = model.config.block_size  # type: ignore[union-attr]
+    block: int = model.config.block_size  # type: ignore[union-attr, assignment]
     window = ids[:, -block:]  # what the model sees
     cache = _new_cache(model, ids.shape[0]) if use_cache else None
     new = window  # what the cache has not seen
@@ -82,7 +113,7 @@ def _generate(model: torch.nn.Module, ids: Tensor, n: int, generator: torch.Gene
         ids, new = torch.cat((ids, last[:, None]), dim=1), last[:, None]
         window = torch.cat((window, new), dim=1)
         if window.shape[1] > block:
-            window = new = window[:, -(block - block // 2):]
+            window = new = window[:, -(block - block // 2) :]
             cache = _new_cache(model, ids.shape[0]) if use_cache else None
 
 
@@ -111,8 +142,9 @@ def _nucleus(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -math.inf)
 
 
-def _check(temperature: float, top_k: int | None, top_p: float | None, min_p: float | None,
-           repetition_penalty: float) -> None:
+def _check(
+    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, repetition_penalty: float
+) -> None:
     """Refuse settings that mean nothing."""
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; expected 0 (always the best token) or more")

@@ -490,7 +490,7 @@ class PairIndex:
     def __init__(self, word_counts: Mapping[str, int]) -> None:
         self.words = list(word_counts)
         self.n_times = list(word_counts.values())
-        self.count = defaultdict(int, count_pairs(word_counts))  # faster than a Counter at new pairs
+        self.count = dict(count_pairs(word_counts))
         self.words_with: defaultdict[str, list[int]] = defaultdict(list)
         for i, word in enumerate(self.words):
             for pair in pairs(word):
@@ -502,7 +502,7 @@ class PairIndex:
         """The pair with the highest count, of equal ones the smallest; None when no pair is left."""
         while self.heap:
             n, pair = heapq.heappop(self.heap)
-            now = self.count[pair]
+            now = self.count.get(pair, 0)
             if now == -n:
                 return pair
             if now > 0:  # counts only fall after a pair is pushed: put it back where it belongs
@@ -512,7 +512,7 @@ class PairIndex:
     def merge(self, pair: str, new: str) -> None:
         """Replace the pair by the token `new` in every word, and bring the counts up to date."""
         count, words_with = self.count, self.words_with
-        made = set()
+        made: defaultdict[str, int] = defaultdict(int)  # pairs with the new token, and how often each occurs
         for i in set(words_with.pop(pair)):  # a word that has the pair twice is named twice
             pieces = self.words[i].split(pair)  # what stands between the occurrences, found from the left
             if len(pieces) == 1:
@@ -521,12 +521,12 @@ class PairIndex:
             n = self.n_times[i]
             for before, after in changed_neighbors(pieces, pair, new):
                 count[before] -= n
-                count[after] += n
+                made[after] += n
                 words_with[after].append(i)
-                made.add(after)
         del count[pair]
-        for after in made:
-            heapq.heappush(self.heap, (-count[after], after))
+        count.update(made)
+        for after, n in made.items():
+            heapq.heappush(self.heap, (-n, after))
 
 
 def changed_neighbors(pieces: list[str], pair: str, new: str) -> list[tuple[str, str]]:

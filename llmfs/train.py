@@ -1,4 +1,5 @@
 """One training loop for everything: pretraining, fine-tuning, one process or several."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -51,8 +52,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse, before the first step, what could not work."""
-        for name, low in (("steps", 1), ("accumulate", 1), ("keep", 1), ("warmup_steps", 0), ("eval_every", 0),
-                          ("save_every", 0)):
+        for name, low in (
+            ("steps", 1),
+            ("accumulate", 1),
+            ("keep", 1),
+            ("warmup_steps", 0),
+            ("eval_every", 0),
+            ("save_every", 0),
+        ):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {low}")
         if not (0 < self.lr < math.inf and 0 < self.matrix_lr < math.inf):
@@ -75,9 +82,18 @@ class History:
     evals: list[dict[str, Any]] = field(default_factory=list)  # {"step": …} and what `evaluate` returned
 
 
-def train(model: nn.Module, batches: Batches, config: TrainConfig, *, loss_fn: LossFn = next_token_loss,
-          evaluate: Callable[[nn.Module], dict[str, Any]] | None = None, run_dir: str | Path | None = None,
-          tokenizer: Tokenizer | None = None, resume: bool = False, progress: bool = True) -> History:
+def train(
+    model: nn.Module,
+    batches: Batches,
+    config: TrainConfig,
+    *,
+    loss_fn: LossFn = next_token_loss,
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
+    run_dir: str | Path | None = None,
+    tokenizer: Tokenizer | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
     """Train `model` in place -> what happened.
 
     batches(step, micro) gives a batch, on any device; loss_fn(model, batch) its loss as a sum and a count, so that
@@ -90,8 +106,10 @@ def train(model: nn.Module, batches: Batches, config: TrainConfig, *, loss_fn: L
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if config.accumulate % world:
-        raise ValueError(f"{config.accumulate} micro-batches a step cannot be shared by {world} processes; "
-                         f"make accumulate a multiple of {world}")
+        raise ValueError(
+            f"{config.accumulate} micro-batches a step cannot be shared by {world} processes; "
+            f"make accumulate a multiple of {world}"
+        )
     device = next(model.parameters()).device
     optimizers = make_optimizers(model, config)
     history, start = History(), 0
@@ -102,16 +120,20 @@ def train(model: nn.Module, batches: Batches, config: TrainConfig, *, loss_fn: L
 
     def save(step: int) -> None:
         if run_dir is not None and rank == 0:
-            state = {"train": dataclasses.asdict(config), "history": dataclasses.asdict(history),
-                     "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+            state = {
+                "train": dataclasses.asdict(config),
+                "history": dataclasses.asdict(history),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            }
             save_checkpoint(run_dir, model, step=step, tokenizer=tokenizer, train_state=state, keep=config.keep)
 
     # Dropout draws from torch's global generator: use it inside, and leave it as it was.
     with torch.random.fork_rng(), _progress_bar(config, start, progress and rank == 0) as bar:
         for step in range(start, config.steps):
             began = time.perf_counter()
-            scale = cosine_lr(step, peak=1.0, total_steps=config.steps, warmup_steps=config.warmup_steps,
-                              constant=config.constant)
+            scale = cosine_lr(
+                step, peak=1.0, total_steps=config.steps, warmup_steps=config.warmup_steps, constant=config.constant
+            )
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = scale * group["peak_lr"]
             loss, count = _gradients(wrapped, batches, config, step, loss_fn, device, rank, world)
@@ -138,8 +160,10 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     """Muon for the blocks' matrices if the config says so, and AdamW for the rest; each group knows its peak rate."""
     matrices, tables, vectors = split_params(model)
     decayed = tables if config.optimizer == "muon" else matrices + tables
-    groups = [{"params": decayed, "weight_decay": config.weight_decay, "peak_lr": config.lr},
-              {"params": vectors, "weight_decay": 0.0, "peak_lr": config.lr}]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay, "peak_lr": config.lr},
+        {"params": vectors, "weight_decay": 0.0, "peak_lr": config.lr},
+    ]
     optimizers: list[torch.optim.Optimizer] = []
     if any(group["params"] for group in groups):
         optimizers.append(AdamW([group for group in groups if group["params"]], betas=config.betas))
@@ -151,8 +175,16 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     return optimizers
 
 
-def _gradients(model: nn.Module, batches: Batches, config: TrainConfig, step: int, loss_fn: LossFn,
-               device: torch.device, rank: int, world: int) -> tuple[float, int]:
+def _gradients(
+    model: nn.Module,
+    batches: Batches,
+    config: TrainConfig,
+    step: int,
+    loss_fn: LossFn,
+    device: torch.device,
+    rank: int,
+    world: int,
+) -> tuple[float, int]:
     """Leave the gradient of the step's mean loss in the parameters -> that loss, and its number of targets."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     mine = range(rank, config.accumulate, world)
@@ -164,7 +196,7 @@ def _gradients(model: nn.Module, batches: Batches, config: TrainConfig, step: in
         with sync:
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 loss, n = loss_fn(model, _to_device(batches(step, micro), device))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         total, count = total + loss.detach().double().cpu(), count + n
     if world > 1:
         both = torch.tensor([total, count], dtype=torch.float64)
@@ -179,8 +211,9 @@ def _gradients(model: nn.Module, batches: Batches, config: TrainConfig, step: in
     return total.item() / count, count
 
 
-def _resume(run_dir: str | Path, model: nn.Module, optimizers: list[torch.optim.Optimizer],
-            config: TrainConfig) -> tuple[History, int]:
+def _resume(
+    run_dir: str | Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], config: TrainConfig
+) -> tuple[History, int]:
     """Put model and optimizers into the state of the newest checkpoint -> the history so far, and the next step."""
     checkpoint = load_checkpoint(run_dir)
     state = checkpoint.train_state()
@@ -190,8 +223,10 @@ def _resume(run_dir: str | Path, model: nn.Module, optimizers: list[torch.optim.
     for name in ("save_every", "keep"):  # how often to save changes nothing that is learned
         now[name] = before[name]
     if changed := [name for name in now if now[name] != before[name]]:
-        raise CheckpointError(f"{checkpoint.path} was trained with another {', '.join(changed)}; "
-                              "give the same settings, or start a new run")
+        raise CheckpointError(
+            f"{checkpoint.path} was trained with another {', '.join(changed)}; "
+            "give the same settings, or start a new run"
+        )
     model.load_state_dict(checkpoint.model.state_dict())
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -222,8 +257,10 @@ def _diverged(step: int, loss: float, norm: float, lr: float, run_dir: str | Pat
             where = f"the last good checkpoint is {load_checkpoint(run_dir).path}"
         except CheckpointError:
             where = f"there is no checkpoint in {run_dir} yet"
-    return (f"step {step}: the loss is {loss} and the gradient norm {norm}, at learning rate {lr:.3g}; {where}. "
-            "Try a lower learning rate, a longer warm-up, or float32")
+    return (
+        f"step {step}: the loss is {loss} and the gradient norm {norm}, at learning rate {lr:.3g}; {where}. "
+        "Try a lower learning rate, a longer warm-up, or float32"
+    )
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:
@@ -237,5 +274,7 @@ def _to_device(batch: Any, device: torch.device) -> Any:
 
 @contextmanager
 def _progress_bar(config: TrainConfig, start: int, show: bool) -> Iterator[Any]:
-    with tqdm(total=config.steps, initial=start, desc="training", unit="step", disable=not show, mininterval=0.5) as bar:
+    with tqdm(
+        total=config.steps, initial=start, desc="training", unit="step", disable=not show, mininterval=0.5
+    ) as bar:
         yield bar

@@ -1,4 +1,5 @@
 """Figures: every one drawn from values that were really computed. matplotlib is imported on first use."""
+
 from __future__ import annotations
 
 import html
@@ -16,21 +17,41 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#00
 
 def use_style() -> None:
     """Set matplotlib up for the book: quiet axes, readable at the width of a page, sharp on any screen."""
+    import cycler
     import matplotlib
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
     set_matplotlib_formats("svg")
-    matplotlib.rcParams.update({
-        "figure.figsize": (7.0, 3.4), "figure.facecolor": "white", "axes.facecolor": "white", "font.size": 11,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
-        "axes.axisbelow": True, "axes.titlesize": 12, "legend.frameon": False, "lines.linewidth": 2.0,
-        "axes.prop_cycle": matplotlib.cycler(color=list(COLORS)), "svg.hashsalt": "llmfs",
-        "svg.fonttype": "path", "figure.constrained_layout.use": True,
-    })
+    matplotlib.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.4),
+            "figure.facecolor": "white",
+            "axes.facecolor": "white",
+            "font.size": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#dddddd",
+            "axes.axisbelow": True,
+            "axes.titlesize": 12,
+            "legend.frameon": False,
+            "lines.linewidth": 2.0,
+            "axes.prop_cycle": cycler.cycler(color=list(COLORS)),
+            "svg.hashsalt": "llmfs",
+            "svg.fonttype": "path",
+            "figure.constrained_layout.use": True,
+        }
+    )
 
 
-def plot_attention(weights: Any, tokens: Sequence[str], ax: Axes | None = None, *, title: str = "",
-                   queries: Sequence[str] | None = None) -> Axes:
+def plot_attention(
+    weights: Any,
+    tokens: Sequence[str],
+    ax: Axes | None = None,
+    *,
+    title: str = "",
+    queries: Sequence[str] | None = None,
+) -> Axes:
     """Attention weights (T, S) as a map: a row is a query, a column the key that it looks at. -> the axes.
 
     tokens: labels of the S keys; queries: of the T queries, where they are others.
@@ -40,7 +61,9 @@ def plot_attention(weights: Any, tokens: Sequence[str], ax: Axes | None = None, 
     weights = np.asarray(weights, dtype=float)
     queries = tokens if queries is None else queries
     if weights.shape != (len(queries), len(tokens)):
-        raise ValueError(f"weights have shape {weights.shape}, but there are {len(queries)} queries and {len(tokens)} keys")
+        raise ValueError(
+            f"weights have shape {weights.shape}, but there are {len(queries)} queries and {len(tokens)} keys"
+        )
     ax = plt.gca() if ax is None else ax
     ax.imshow(weights, cmap="Blues", vmin=0, vmax=1)
     ax.set_xticks(range(len(tokens)), [visible(t) for t in tokens], rotation=90, fontsize=8)

@@ -1,4 +1,5 @@
 """The arrows between modules hold, nothing heavy is imported at the top, and nothing happens at import."""
+
 from __future__ import annotations
 
 import ast
@@ -11,10 +12,22 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "llmfs"
 
 ARROWS = {
-    "__init__": "", "config": "", "tokenizer": "", "tales": "", "embeddings": "", "optim": "", "evaluate": "", "viz": "",
-    "corpus": "tales", "data": "tokenizer", "attention": "config embeddings", "layers": "config attention",
-    "gpt": "config embeddings attention layers", "checkpoint": "config tokenizer gpt",
-    "train": "optim tokenizer checkpoint evaluate", "sample": "attention",
+    "__init__": "",
+    "config": "",
+    "tokenizer": "",
+    "tales": "",
+    "embeddings": "",
+    "optim": "",
+    "evaluate": "",
+    "viz": "",
+    "corpus": "tales",
+    "data": "tokenizer",
+    "attention": "config embeddings",
+    "layers": "config attention",
+    "gpt": "config embeddings attention layers",
+    "checkpoint": "config tokenizer gpt",
+    "train": "optim tokenizer checkpoint evaluate",
+    "sample": "attention",
     "recipes": "config tokenizer tales corpus data gpt optim train checkpoint evaluate sample",
 }
 LAZY = {"transformers", "tokenizers", "tiktoken", "matplotlib", "IPython"}
@@ -27,7 +40,9 @@ def imports(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | ({f"llmfs.{alias.name}" for alias in node.names} if node.module == "llmfs" else set())
+            found |= {node.module} | (
+                {f"llmfs.{alias.name}" for alias in node.names} if node.module == "llmfs" else set()
+            )
     return found
 
 

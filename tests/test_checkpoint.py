@@ -1,4 +1,5 @@
 """Checkpoints: what goes in comes out; what is damaged is named."""
+
 from __future__ import annotations
 
 import json
@@ -23,7 +24,9 @@ def test_round_trip(saved):
     model, path = saved
     loaded = load_checkpoint(path.parent)
     assert loaded.path == path and loaded.step == 7 and loaded.train_state() == {"a": [1, 2.5]}
-    assert loaded.model.config == model.config and loaded.tokenizer.encode("hello") == CharTokenizer.train("hello world").encode("hello")
+    assert loaded.model.config == model.config and loaded.tokenizer.encode("hello") == CharTokenizer.train(
+        "hello world"
+    ).encode("hello")
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(loaded.model(ids), model(ids))
     assert loaded.model.lm_head.weight is loaded.model.embed.weight
@@ -66,19 +69,41 @@ def edit(path, **changes):
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-9]), "model.safetensors cannot be read"),
-    (lambda p: (p / "model.safetensors").write_bytes(b""), "model.safetensors cannot be read"),
-    (lambda p: (p / "model.safetensors").unlink(), "model.safetensors cannot be read"),
-    (lambda p: (p / "config.json").write_text("{"), "config.json is not a checkpoint's config"),
-    (lambda p: edit(p / "config.json", format=99), "format 99"),
-    (lambda p: edit(p / "config.json", model="bert"), "kind 'bert'"),
-    (lambda p: edit(p / "config.json", config={"vocab_size": 11}), "missing setting block_size"),
-    (lambda p: edit(p / "config.json", config={"vocab_size": 11, "block_size": 8, "n_layer": 1, "n_embd": 32, "n_head": 2}),
-     "lacks lm_head.weight"),
-    (lambda p: edit(p / "config.json", config={"vocab_size": 11, "block_size": 8, "n_layer": 1, "n_embd": 32, "n_head": 2,
-                                               "tie_weights": True}), "has shape"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-9]),
+            "model.safetensors cannot be read",
+        ),
+        (lambda p: (p / "model.safetensors").write_bytes(b""), "model.safetensors cannot be read"),
+        (lambda p: (p / "model.safetensors").unlink(), "model.safetensors cannot be read"),
+        (lambda p: (p / "config.json").write_text("{"), "config.json is not a checkpoint's config"),
+        (lambda p: edit(p / "config.json", format=99), "format 99"),
+        (lambda p: edit(p / "config.json", model="bert"), "kind 'bert'"),
+        (lambda p: edit(p / "config.json", config={"vocab_size": 11}), "missing setting block_size"),
+        (
+            lambda p: edit(
+                p / "config.json", config={"vocab_size": 11, "block_size": 8, "n_layer": 1, "n_embd": 32, "n_head": 2}
+            ),
+            "lacks lm_head.weight",
+        ),
+        (
+            lambda p: edit(
+                p / "config.json",
+                config={
+                    "vocab_size": 11,
+                    "block_size": 8,
+                    "n_layer": 1,
+                    "n_embd": 32,
+                    "n_head": 2,
+                    "tie_weights": True,
+                },
+            ),
+            "has shape",
+        ),
+    ],
+)
 def test_damage_is_named(saved, damage, message):
     damage(saved[1])
     with pytest.raises(CheckpointError, match=message):

@@ -1,4 +1,5 @@
 """The command line as a user meets it: it trains, writes and measures; a mistake is one line and exit code 2."""
+
 from __future__ import annotations
 
 import re
@@ -17,7 +18,20 @@ def text_file(tmp_path_factory):
     return path
 
 
-QUICK = ["--preset", "tiny", "--block-size", "32", "--steps", "30", "--eval-every", "15", "--save-every", "10", "--device", "cpu"]
+QUICK = [
+    "--preset",
+    "tiny",
+    "--block-size",
+    "32",
+    "--steps",
+    "30",
+    "--eval-every",
+    "15",
+    "--save-every",
+    "10",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +70,12 @@ def test_resume_goes_on_where_it_stopped(text_file, tmp_path, capsys):
 
 def test_train_on_tales_knows_the_floor(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LLMFS_CACHE", str(tmp_path / "cache"))
-    assert main(["train", "tales", "--preset", "tiny", "--steps", "4", "--eval-every", "4", "--out", str(tmp_path / "run")]) == 0
+    assert (
+        main(
+            ["train", "tales", "--preset", "tiny", "--steps", "4", "--eval-every", "4", "--out", str(tmp_path / "run")]
+        )
+        == 0
+    )
     assert "the lowest possible: 0." in capsys.readouterr().out
     assert main(["evaluate", str(tmp_path / "run"), "tales", "--tales", "10"]) == 0
     report = capsys.readouterr().out
@@ -80,31 +99,40 @@ def test_data_list_and_get(text_file, tmp_path, capsys):
     assert "5 documents" in capsys.readouterr().out and (tmp_path / "tales.txt").stat().st_size > 100
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ("train {tmp}/nowhere.txt --out {tmp}/x", "neither a file, a folder nor a corpus"),
-    ("train {empty} --out {tmp}/x", "empty"),
-    ("train {binary} --out {tmp}/x", "UTF-8|binary"),
-    ("train {text} --out {tmp}/x --preset tiny --seq-len 4096", "more than the block size"),
-    ("train {short} --out {tmp}/x --preset tiny", "too short|tokens"),
-    ("train {text} --out {tmp}/x --preset tiny --tokenizer {text}", "not a tokenizer"),
-    ("train {text} --out {tmp}/x --preset tiny --n-head 3", "does not divide"),
-    ("train {text} --out {tmp}/x --preset tiny --lr 0", "must be positive"),
-    ("train {text} --out {tmp}/x --preset tiny --device tpu", "cannot be used here"),
-    ("generate {tmp} --prompt hello", "no checkpoint in"),
-    ("generate {run} --prompt 日本", "日"),
-    ("generate {run} --top-p 2", "top_p is 2.0"),
-    ("generate {run} --tokens 0", "at least 1"),
-    ("evaluate {run} {tmp}/nowhere", "neither a file"),
-    ("tokenizer decode {tmp}/none.json 1 2", "none.json"),
-    ("tokenizer train {text} --vocab-size 3 --out {tmp}/t.json", "3"),
-    ("data get nosuch", "neither a file"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("train {tmp}/nowhere.txt --out {tmp}/x", "neither a file, a folder nor a corpus"),
+        ("train {empty} --out {tmp}/x", "empty"),
+        ("train {binary} --out {tmp}/x", "UTF-8|binary"),
+        ("train {text} --out {tmp}/x --preset tiny --seq-len 4096", "more than the block size"),
+        ("train {short} --out {tmp}/x --preset tiny", "too short|tokens"),
+        ("train {text} --out {tmp}/x --preset tiny --tokenizer {text}", "not a tokenizer"),
+        ("train {text} --out {tmp}/x --preset tiny --n-head 3", "does not divide"),
+        ("train {text} --out {tmp}/x --preset tiny --lr 0", "must be positive"),
+        ("train {text} --out {tmp}/x --preset tiny --device tpu", "cannot be used here"),
+        ("generate {tmp} --prompt hello", "no checkpoint in"),
+        ("generate {run} --prompt 日本", "日"),
+        ("generate {run} --top-p 2", "top_p is 2.0"),
+        ("generate {run} --tokens 0", "at least 1"),
+        ("evaluate {run} {tmp}/nowhere", "neither a file"),
+        ("tokenizer decode {tmp}/none.json 1 2", "none.json"),
+        ("tokenizer train {text} --vocab-size 3 --out {tmp}/t.json", "3"),
+        ("data get nosuch", "neither a file"),
+    ],
+)
 def test_a_mistake_is_one_clear_line(arguments, message, text_file, run_dir, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("a b c")
     (tmp_path / "binary.txt").write_bytes(b"\x00\xff\xfe\x80" * 50)
-    names = dict(tmp=tmp_path, empty=tmp_path / "empty.txt", short=tmp_path / "short.txt", binary=tmp_path / "binary.txt",
-                 text=text_file, run=run_dir)
+    names = dict(
+        tmp=tmp_path,
+        empty=tmp_path / "empty.txt",
+        short=tmp_path / "short.txt",
+        binary=tmp_path / "binary.txt",
+        text=text_file,
+        run=run_dir,
+    )
     assert main(arguments.format(**names).split()) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("llmfs:")]
     assert len(error) == 1 and re.search(message, error[0]), error

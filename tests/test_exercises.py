@@ -1,4 +1,5 @@
 """The checks themselves: right answers pass, each kind of wrong one gets its own hint."""
+
 from __future__ import annotations
 
 import torch
@@ -6,8 +7,11 @@ import torch
 from llmfs.exercises import Exercise, Mistake, same
 
 MEAN = Exercise(
-    "mean", right=lambda x: x.mean(-1), cases=lambda: [(torch.arange(6.0).view(2, 3),), (torch.ones(1, 4),)],
-    mistakes=(Mistake(lambda x: x.sum(-1), "that is the sum"), Mistake(lambda x: x.mean(0), "that is the other axis")))
+    "mean",
+    right=lambda x: x.mean(-1),
+    cases=lambda: [(torch.arange(6.0).view(2, 3),), (torch.ones(1, 4),)],
+    mistakes=(Mistake(lambda x: x.sum(-1), "that is the sum"), Mistake(lambda x: x.mean(0), "that is the other axis")),
+)
 
 
 def test_right_answer_passes():
@@ -40,4 +44,6 @@ def test_an_answer_that_changes_its_input_harms_nobody():
 def test_same():
     nan = float("nan")
     assert same({"a": [1.0, nan]}, {"a": (1.0 + 1e-9, nan)}) and not same([1], [1, 2]) and not same("1", 1.0)
-    assert same(torch.ones(2), [1.0, 1.0]) and not same(torch.ones(2), torch.ones(1, 2)) and not same("a", torch.ones(1))
+    assert (
+        same(torch.ones(2), [1.0, 1.0]) and not same(torch.ones(2), torch.ones(1, 2)) and not same("a", torch.ones(1))
+    )

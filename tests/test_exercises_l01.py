@@ -1,4 +1,5 @@
 """L01's checks: right answers pass, and people's wrong ones are told what they look like."""
+
 from __future__ import annotations
 
 import re
@@ -52,31 +53,45 @@ def one_each(ids, merges):
     return ids
 
 
-@pytest.mark.parametrize("answer, hint", [
-    (greedy, "first pair from the left"), (wordpiece, "WordPiece"), (one_each, "one occurrence only"),
-    (lambda ids, merges: ids, "should give")])
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (greedy, "first pair from the left"),
+        (wordpiece, "WordPiece"),
+        (one_each, "one occurrence only"),
+        (lambda ids, merges: ids, "should give"),
+    ],
+)
 def test_encode_by_rank(answer, hint):
     assert l01.encode_by_rank(good_encode)
     result = l01.encode_by_rank(answer)
     assert not result and hint in result.message, result
 
 
-@pytest.mark.parametrize("answer, hint", [
-    (lambda counts: [p for p, n in counts.items() if n == max(counts.values())][0], "seen first"),
-    (lambda counts: sorted((n, p) for p, n in counts.items())[-1][1], "larger pair"),
-    (lambda counts: sorted((n, p) for p, n in counts.items())[0][1], "rarest"),
-    (lambda counts: sorted(counts, key=lambda p: (-counts[p], repr(p)))[0], "as text")])
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (lambda counts: [p for p, n in counts.items() if n == max(counts.values())][0], "seen first"),
+        (lambda counts: sorted((n, p) for p, n in counts.items())[-1][1], "larger pair"),
+        (lambda counts: sorted((n, p) for p, n in counts.items())[0][1], "rarest"),
+        (lambda counts: sorted(counts, key=lambda p: (-counts[p], repr(p)))[0], "as text"),
+    ],
+)
 def test_pick_pair(answer, hint):
     assert l01.pick_pair(lambda counts: min(p for p in counts if counts[p] == max(counts.values())))
     result = l01.pick_pair(answer)
     assert not result and hint in result.message, result
 
 
-@pytest.mark.parametrize("answer, hint", [
-    (lambda ids, vocab: "".join(str(vocab[i], "utf-8", "replace") for i in ids), "join the bytes first"),
-    (lambda ids, vocab: str(b"".join([vocab[i] for i in ids]), "utf-8"), "errors='replace'"),
-    (lambda ids, vocab: b"".join(map(vocab.get, ids)).decode(errors="ignore"), "vanish"),
-    (lambda ids, vocab: "".join(chr(byte) for i in ids for byte in vocab[i]), "Latin-1")])
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (lambda ids, vocab: "".join(str(vocab[i], "utf-8", "replace") for i in ids), "join the bytes first"),
+        (lambda ids, vocab: str(b"".join([vocab[i] for i in ids]), "utf-8"), "errors='replace'"),
+        (lambda ids, vocab: b"".join(map(vocab.get, ids)).decode(errors="ignore"), "vanish"),
+        (lambda ids, vocab: "".join(chr(byte) for i in ids for byte in vocab[i]), "Latin-1"),
+    ],
+)
 def test_decode_ids(answer, hint):
     def right(ids, vocab):
         out = b""
@@ -99,15 +114,31 @@ def tokens_at(text, special, wanted):
     return out
 
 
-@pytest.mark.parametrize("answer, hint", [
-    (lambda text, special, allowed: tokens_at(text, special, sorted(special, key=len)[::-1]), "forged"),
-    (lambda text, special, allowed: tokens_at(text, special, special), "forged"),
-    (lambda text, special, allowed: [*bytes(text, "utf-8")], "nothing is recognized"),
-    (lambda text, special, allowed: tokens_at(
-        re.sub(r"<\|user\|>", "", text) if "<|user|>" not in allowed else text.replace("<|end|>", "") if allowed else
-        text.replace("<|end|>", ""), special, sorted(allowed, key=len)[::-1]) if allowed != set() else list(
-        text.replace("<|end|>", "").encode()), "must survive"),
-    (lambda text, special, allowed: tokens_at(text, special, sorted(allowed, key=len)), "longer one")])
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (lambda text, special, allowed: tokens_at(text, special, sorted(special, key=len)[::-1]), "forged"),
+        (lambda text, special, allowed: tokens_at(text, special, special), "forged"),
+        (lambda text, special, allowed: [*bytes(text, "utf-8")], "nothing is recognized"),
+        (
+            lambda text, special, allowed: (
+                tokens_at(
+                    re.sub(r"<\|user\|>", "", text)
+                    if "<|user|>" not in allowed
+                    else text.replace("<|end|>", "")
+                    if allowed
+                    else text.replace("<|end|>", ""),
+                    special,
+                    sorted(allowed, key=len)[::-1],
+                )
+                if allowed != set()
+                else list(text.replace("<|end|>", "").encode())
+            ),
+            "must survive",
+        ),
+        (lambda text, special, allowed: tokens_at(text, special, sorted(allowed, key=len)), "longer one"),
+    ],
+)
 def test_encode_special(answer, hint):
     assert l01.encode_special(lambda text, special, allowed: tokens_at(text, special, sorted(allowed, key=len)[::-1]))
     result = l01.encode_special(answer)

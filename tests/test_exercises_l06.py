@@ -162,7 +162,8 @@ def equal_pairs(numbers):
 @pytest.mark.parametrize("answer, hint", [
     (lambda ids, end: equal_pairs(numbered(ids, end)), "inside a document every token sees the later ones"),
     (lambda ids, end: triangle(ids.shape[1]).repeat(len(ids), 1, 1, 1), "the causal mask alone"),
-    (lambda ids, end: equal_pairs(numbered(ids, end, True)) & triangle(ids.shape[1]), "the document before it"),
+    (lambda ids, end: equal_pairs(numbered(ids, end, exclusive=True)) & triangle(ids.shape[1]),
+     "the document before it"),
     (lambda ids, end: documents_with_loops(ids, end).logical_not(), "True where attending is forbidden"),
     (lambda ids, end: documents_with_loops(ids, end).squeeze(1), "axis of size 1")])
 def test_document_mask_hints(answer, hint):

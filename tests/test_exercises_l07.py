@@ -1,4 +1,5 @@
 """L07's checks: right answers pass, and people's wrong ones are told what they look like."""
+
 from __future__ import annotations
 
 import math
@@ -16,34 +17,57 @@ def right_count(V, T, L, C):
     return V * C + T * C + L * (attention + mlp + 4 * C) + 2 * C
 
 
-@pytest.mark.parametrize("answer, hint", [
-    (lambda V, T, L, C: right_count(V, T, L, C) + V * C, "twice"),
-    (lambda V, T, L, C: V * C + T * C + L * (12 * C**2 + 4 * C) + 2 * C, "biases are missing"),
-    (lambda V, T, L, C: right_count(V, 0, L, C), "positions is missing"),
-    (lambda V, T, L, C: right_count(V, T, L, C) - 2 * C * (2 * L + 1), "norms are missing"),
-    (lambda V, T, L, C: V * C + T * C + 12 * L * C * C, "matrices alone"), (lambda *a: 1, "should give 124439808")])
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (lambda V, T, L, C: right_count(V, T, L, C) + V * C, "twice"),
+        (lambda V, T, L, C: V * C + T * C + L * (12 * C**2 + 4 * C) + 2 * C, "biases are missing"),
+        (lambda V, T, L, C: right_count(V, 0, L, C), "positions is missing"),
+        (lambda V, T, L, C: right_count(V, T, L, C) - 2 * C * (2 * L + 1), "norms are missing"),
+        (lambda V, T, L, C: V * C + T * C + 12 * L * C * C, "matrices alone"),
+        (lambda *a: 1, "should give 124439808"),
+    ],
+)
 def test_count_parameters(answer, hint):
     assert l07.count_parameters(right_count)
     result = l07.count_parameters(answer)
     assert not result and hint in result.message
 
 
-@pytest.mark.parametrize("answer, hint", [
-    (lambda w: torch.split(w, w.shape[0], dim=1), "transpose is missing"),
-    (lambda w: torch.unbind(w.T.unflatten(0, (-1, 3)), dim=1), "take turns"),
-    (lambda w: [w.view(3, -1)[i].view(w.shape[0], -1).T for i in range(3)], "reshape cuts rows")])
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (lambda w: torch.split(w, w.shape[0], dim=1), "transpose is missing"),
+        (lambda w: torch.unbind(w.T.unflatten(0, (-1, 3)), dim=1), "take turns"),
+        (lambda w: [w.view(3, -1)[i].view(w.shape[0], -1).T for i in range(3)], "reshape cuts rows"),
+    ],
+)
 def test_split_qkv(answer, hint):
     assert l07.split_qkv(lambda w: w.T.split(w.shape[0]))
     result = l07.split_qkv(answer)
     assert not result and hint in result.message, result
 
 
-@pytest.mark.parametrize("answer, hint", [
-    (lambda x, g, u, d: nn.functional.linear(nn.functional.linear(x, g) * nn.SiLU()(nn.functional.linear(x, u)), d), "belongs to the gate"),
-    (lambda x, g, u, d: nn.functional.linear(nn.SiLU()(nn.functional.linear(x, g) * nn.functional.linear(x, u)), d), "before the product"),
-    (lambda x, g, u, d: nn.functional.linear((x @ g.T).sigmoid() * (x @ u.T), d), "plain GLU"),
-    (lambda x, g, u, d: nn.functional.linear(nn.GELU()(x @ g.T) * (x @ u.T), d), "GEGLU"),
-    (lambda x, g, u, d: nn.functional.linear(nn.SiLU()(x @ g.T) + x @ u.T, d), "multiplied, not added")])
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (
+            lambda x, g, u, d: nn.functional.linear(
+                nn.functional.linear(x, g) * nn.SiLU()(nn.functional.linear(x, u)), d
+            ),
+            "belongs to the gate",
+        ),
+        (
+            lambda x, g, u, d: nn.functional.linear(
+                nn.SiLU()(nn.functional.linear(x, g) * nn.functional.linear(x, u)), d
+            ),
+            "before the product",
+        ),
+        (lambda x, g, u, d: nn.functional.linear((x @ g.T).sigmoid() * (x @ u.T), d), "plain GLU"),
+        (lambda x, g, u, d: nn.functional.linear(nn.GELU()(x @ g.T) * (x @ u.T), d), "GEGLU"),
+        (lambda x, g, u, d: nn.functional.linear(nn.SiLU()(x @ g.T) + x @ u.T, d), "multiplied, not added"),
+    ],
+)
 def test_swiglu(answer, hint):
     assert l07.swiglu(lambda x, g, u, d: nn.functional.linear((x @ g.T) * (x @ g.T).sigmoid() * (x @ u.T), d))
     result = l07.swiglu(answer)
@@ -61,7 +85,9 @@ def forward(w, ids, n_head, *, residual_from_norm=False, scale_by_c=False, no_tr
     for i in range(sum(name.endswith("attn_norm.weight") for name in w)):
         p = {name.removeprefix(f"blocks.{i}."): value for name, value in w.items() if name.startswith(f"blocks.{i}.")}
         h = norm(x, p["attn_norm.weight"], p["attn_norm.bias"])
-        q, k, v = ((h @ p[f"attn.{n}_proj.weight"].T + p[f"attn.{n}_proj.bias"]).view(T, n_head, C // n_head) for n in "qkv")
+        q, k, v = (
+            (h @ p[f"attn.{n}_proj.weight"].T + p[f"attn.{n}_proj.bias"]).view(T, n_head, C // n_head) for n in "qkv"
+        )
         scores = torch.einsum("thd,shd->hts", q, k) / math.sqrt(C if scale_by_c else C // n_head)
         a = (scores + torch.full((T, T), -math.inf).triu(1)).softmax(-1)
         out = torch.einsum("hts,shd->htd" if no_transpose else "hts,shd->thd", a, v).reshape(T, C)
@@ -72,11 +98,17 @@ def forward(w, ids, n_head, *, residual_from_norm=False, scale_by_c=False, no_tr
     return (x if no_final else norm(x, w["final_norm.weight"], w["final_norm.bias"])) @ w["embed.weight"].T
 
 
-@pytest.mark.parametrize("bugs, hint", [
-    (dict(residual_from_norm=True), "one bug is left: the residual starts"), (dict(scale_by_c=True), "one bug is left: the scores"),
-    (dict(no_transpose=True), "one bug is left: the heads"), (dict(no_final=True), "one bug is left: the final norm"),
-    (dict(no_final=True, scale_by_c=True), "2 bugs are left"),
-    (dict(no_final=True, scale_by_c=True, no_transpose=True, residual_from_norm=True), "4 bugs are left")])
+@pytest.mark.parametrize(
+    "bugs, hint",
+    [
+        (dict(residual_from_norm=True), "one bug is left: the residual starts"),
+        (dict(scale_by_c=True), "one bug is left: the scores"),
+        (dict(no_transpose=True), "one bug is left: the heads"),
+        (dict(no_final=True), "one bug is left: the final norm"),
+        (dict(no_final=True, scale_by_c=True), "2 bugs are left"),
+        (dict(no_final=True, scale_by_c=True, no_transpose=True, residual_from_norm=True), "4 bugs are left"),
+    ],
+)
 def test_repair_gpt(bugs, hint):
     assert l07.repair_gpt(forward)
     result = l07.repair_gpt(lambda w, ids, n_head: forward(w, ids, n_head, **bugs))

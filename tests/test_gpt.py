@@ -1,4 +1,5 @@
 """The model against `transformers`: random weights, every parameter re-randomized, the same logits."""
+
 from __future__ import annotations
 
 import pytest
@@ -34,8 +35,21 @@ def copy_attention(block, layer, names=("q_proj", "k_proj", "v_proj", "o_proj"))
 def hf_gpt2() -> tuple[GPT, nn.Module]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    theirs = randomize(GPT2LMHeadModel(GPT2Config(
-        vocab_size=V, n_positions=BLOCK, n_embd=32, n_layer=3, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)), 1)
+    theirs = randomize(
+        GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=V,
+                n_positions=BLOCK,
+                n_embd=32,
+                n_layer=3,
+                n_head=4,
+                resid_pdrop=0,
+                embd_pdrop=0,
+                attn_pdrop=0,
+            )
+        ),
+        1,
+    )
     ours = GPT(GPTConfig.gpt2(**SMALL, d_ff=128))
     with torch.no_grad():
         ours.embed.weight.copy_(theirs.transformer.wte.weight)
@@ -43,10 +57,13 @@ def hf_gpt2() -> tuple[GPT, nn.Module]:
         for block, layer in zip(ours.blocks, theirs.transformer.h):
             C = 32
             for i, proj in enumerate((block.attn.q_proj, block.attn.k_proj, block.attn.v_proj)):
-                proj.weight.copy_(layer.attn.c_attn.weight[:, i * C:(i + 1) * C].T)
-                proj.bias.copy_(layer.attn.c_attn.bias[i * C:(i + 1) * C])
-            for linear, conv in ((block.attn.o_proj, layer.attn.c_proj), (block.mlp.up_proj, layer.mlp.c_fc),
-                                 (block.mlp.down_proj, layer.mlp.c_proj)):
+                proj.weight.copy_(layer.attn.c_attn.weight[:, i * C : (i + 1) * C].T)
+                proj.bias.copy_(layer.attn.c_attn.bias[i * C : (i + 1) * C])
+            for linear, conv in (
+                (block.attn.o_proj, layer.attn.c_proj),
+                (block.mlp.up_proj, layer.mlp.c_fc),
+                (block.mlp.down_proj, layer.mlp.c_proj),
+            ):
                 linear.weight.copy_(conv.weight.T)
                 linear.bias.copy_(conv.bias)
             block.attn_norm.load_state_dict(layer.ln_1.state_dict())
@@ -59,9 +76,18 @@ def hf_llama(cls_name: str, n_kv_head: int, qk_norm: bool) -> tuple[GPT, nn.Modu
     import transformers
 
     config = getattr(transformers, f"{cls_name}Config")(
-        vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=n_kv_head, head_dim=8, max_position_embeddings=BLOCK, rms_norm_eps=1e-6,
-        tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+        vocab_size=V,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=n_kv_head,
+        head_dim=8,
+        max_position_embeddings=BLOCK,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
     theirs = randomize(getattr(transformers, f"{cls_name}ForCausalLM")(config), 2)
     ours = GPT(GPTConfig.llama(**SMALL, n_kv_head=n_kv_head, d_ff=48, qk_norm=qk_norm))
     with torch.no_grad():
@@ -106,14 +132,25 @@ def test_cache_changes_nothing(name, B):
     whole = ours(ids(B))
     cache = KVCache(ours.config, B)
     parts = [ours(ids(B)[:, :7], cache), ours(ids(B)[:, 7:11], cache)]
-    parts += [ours(ids(B)[:, t:t + 1], cache) for t in range(11, 17)]
+    parts += [ours(ids(B)[:, t : t + 1], cache) for t in range(11, 17)]
     assert cache.length == 17
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
 
 
-@pytest.mark.parametrize("settings", [
-    dict(pos="none"), dict(pos="learned"), dict(pos="sinusoidal"), dict(pos="rope"), dict(norm="layernorm", bias=True),
-    dict(norm_position="post"), dict(mlp="gelu"), dict(tie_weights=True), dict(qk_norm=True, n_kv_head=1)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(pos="none"),
+        dict(pos="learned"),
+        dict(pos="sinusoidal"),
+        dict(pos="rope"),
+        dict(norm="layernorm", bias=True),
+        dict(norm_position="post"),
+        dict(mlp="gelu"),
+        dict(tie_weights=True),
+        dict(qk_norm=True, n_kv_head=1),
+    ],
+)
 @torch.no_grad()
 def test_every_setting_is_causal_and_cacheable(settings):
     model = randomize(GPT(GPTConfig(**SMALL, **settings)), 3)
@@ -195,10 +232,19 @@ def test_too_long_is_refused():
         model(ids(1, 5), cache)
 
 
-@pytest.mark.parametrize("settings, message", [
-    (dict(n_head=3), "n_embd 32 does not divide into n_head 3"), (dict(n_kv_head=3), "not a multiple of n_kv_head 3"),
-    (dict(n_embd=28, n_head=4), "even"), (dict(pos="alibi"), "expected one of"), (dict(vocab_size=0), "at least 1"),
-    (dict(dropout=1.0), "probability"), (dict(bias=1), "True or False"), (dict(norm_eps=0.0), "positive")])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(n_head=3), "n_embd 32 does not divide into n_head 3"),
+        (dict(n_kv_head=3), "not a multiple of n_kv_head 3"),
+        (dict(n_embd=28, n_head=4), "even"),
+        (dict(pos="alibi"), "expected one of"),
+        (dict(vocab_size=0), "at least 1"),
+        (dict(dropout=1.0), "probability"),
+        (dict(bias=1), "True or False"),
+        (dict(norm_eps=0.0), "positive"),
+    ],
+)
 def test_config_refuses_what_cannot_be(settings, message):
     with pytest.raises(ConfigError, match=message):
         GPTConfig(**{**SMALL, **settings})

@@ -1,4 +1,5 @@
 """The optimizers against torch's own, and the schedule by hand."""
+
 from __future__ import annotations
 
 import math
@@ -17,11 +18,16 @@ def network(seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(7, 16), nn.Tanh(), nn.Linear(16, 3))
 
 
-@pytest.mark.parametrize("settings", [
-    dict(lr=1e-2), dict(lr=3e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3), dict(lr=1e-1, weight_decay=0.0)])
+@pytest.mark.parametrize(
+    "settings",
+    [dict(lr=1e-2), dict(lr=3e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3), dict(lr=1e-1, weight_decay=0.0)],
+)
 def test_adamw_equals_torch_over_fifty_steps(settings):
     ours, theirs = network(0), network(0)
-    a, b = AdamW(ours.parameters(), **settings), torch.optim.AdamW(theirs.parameters(), **{"weight_decay": 0.01, **settings})
+    a, b = (
+        AdamW(ours.parameters(), **settings),
+        torch.optim.AdamW(theirs.parameters(), **{"weight_decay": 0.01, **settings}),
+    )
     generator = torch.Generator().manual_seed(1)
     for _ in range(50):
         x, y = torch.randn(5, 7, generator=generator), torch.randn(5, 3, generator=generator)
@@ -112,8 +118,11 @@ def test_clipping_equals_torch_and_leaves_bad_gradients_alone():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_split_params_takes_each_once(tied):
-    model = GPT(GPTConfig(vocab_size=20, block_size=8, n_layer=2, n_embd=16, n_head=2, tie_weights=tied, qk_norm=True,
-                          pos="learned"))
+    model = GPT(
+        GPTConfig(
+            vocab_size=20, block_size=8, n_layer=2, n_embd=16, n_head=2, tie_weights=tied, qk_norm=True, pos="learned"
+        )
+    )
     matrices, tables, vectors = split_params(model)
     assert len(matrices) == 2 * 7 and len(tables) == (2 if tied else 3)
     assert all(p.dim() == 1 for p in vectors)

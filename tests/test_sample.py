@@ -1,4 +1,5 @@
 """Sampling: filters worked out by hand, the cache against no cache, the generator in charge."""
+
 from __future__ import annotations
 
 import math
@@ -46,16 +47,29 @@ def test_repetition_penalty_lowers_negative_logits_too():
     torch.testing.assert_close(out, torch.tensor([[1.0, -4.0, 1.0]]))
 
 
-@pytest.mark.parametrize("settings", [dict(temperature=0.7), dict(top_k=7), dict(top_p=0.8), dict(top_p=0.9, top_k=20),
-                                      dict(min_p=0.05), dict(repetition_penalty=1.7)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=0.7),
+        dict(top_k=7),
+        dict(top_p=0.8),
+        dict(top_p=0.9, top_k=20),
+        dict(min_p=0.05),
+        dict(repetition_penalty=1.7),
+    ],
+)
 def test_filters_equal_transformers(settings):
     from transformers import generation
 
     g = torch.Generator().manual_seed(1)
     logits, context = torch.randn(200, 50, generator=g) * 3, torch.randint(0, 50, (200, 9), generator=g)
-    theirs = {"temperature": generation.TemperatureLogitsWarper, "top_k": generation.TopKLogitsWarper,
-              "top_p": generation.TopPLogitsWarper, "min_p": generation.MinPLogitsWarper,
-              "repetition_penalty": generation.RepetitionPenaltyLogitsProcessor}
+    theirs = {
+        "temperature": generation.TemperatureLogitsWarper,
+        "top_k": generation.TopKLogitsWarper,
+        "top_p": generation.TopPLogitsWarper,
+        "min_p": generation.MinPLogitsWarper,
+        "repetition_penalty": generation.RepetitionPenaltyLogitsProcessor,
+    }
     expected = logits
     for name in ("repetition_penalty", "temperature", "top_k", "top_p", "min_p"):
         if name in settings:
@@ -113,9 +127,16 @@ def test_sampling_follows_the_distribution(model):
     assert chi2 < freedom + 4 * math.sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize("settings, message", [
-    (dict(temperature=-1), "temperature"), (dict(top_k=0), "top_k"), (dict(top_p=1.5), "top_p"),
-    (dict(min_p=-0.1), "min_p"), (dict(repetition_penalty=0), "repetition_penalty")])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(temperature=-1), "temperature"),
+        (dict(top_k=0), "top_k"),
+        (dict(top_p=1.5), "top_p"),
+        (dict(min_p=-0.1), "min_p"),
+        (dict(repetition_penalty=0), "repetition_penalty"),
+    ],
+)
 def test_bad_settings_are_refused_at_the_call(model, settings, message):
     with pytest.raises(ValueError, match=message):
         generate(model, torch.zeros(1, 1, dtype=torch.long), 3, **settings)

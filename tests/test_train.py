@@ -1,4 +1,5 @@
 """The loop: true token means, exact resumption, clear refusals."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -31,7 +32,9 @@ def model(seed: int = 0, config: GPTConfig = PLAIN) -> GPT:
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_loss_falls(optimizer):
-    history = train(model(), training_run.batches, TrainConfig(steps=60, accumulate=2, optimizer=optimizer), progress=False)
+    history = train(
+        model(), training_run.batches, TrainConfig(steps=60, accumulate=2, optimizer=optimizer), progress=False
+    )
     assert history.loss[0] == pytest.approx(3.4, abs=0.2) and history.loss[-1] < 3.0
     assert len(history.loss) == len(history.seconds) == 60 and history.tokens[-1] == 60 * 5 * 12
 
@@ -60,7 +63,9 @@ def test_training_leaves_the_global_generator_alone():
 
 
 def run(folder: Path, mode: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(folder), mode], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder), mode], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -93,8 +98,22 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     config = dataclasses.replace(training_run.TRAIN, precision="float32", save_every=0)
     alone = train(model(), training_run.batches, config, progress=False)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    out = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-                          str(SCRIPT), str(tmp_path), "torchrun"], env=env, capture_output=True, timeout=300)
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--standalone",
+            str(SCRIPT),
+            str(tmp_path),
+            "torchrun",
+        ],
+        env=env,
+        capture_output=True,
+        timeout=300,
+    )
     assert out.returncode == 0, out.stderr.decode()
     assert json.loads((tmp_path / "history.json").read_text())["loss"] == pytest.approx(alone.loss, rel=1e-6)
 
@@ -103,9 +122,23 @@ def test_resume_refuses_other_settings(tmp_path):
     config = TrainConfig(steps=3)
     train(model(), training_run.batches, config, run_dir=tmp_path, progress=False)
     with pytest.raises(CheckpointError, match="another lr"):
-        train(model(), training_run.batches, dataclasses.replace(config, lr=1.0), run_dir=tmp_path, resume=True, progress=False)
+        train(
+            model(),
+            training_run.batches,
+            dataclasses.replace(config, lr=1.0),
+            run_dir=tmp_path,
+            resume=True,
+            progress=False,
+        )
     with pytest.raises(CheckpointError, match="another config"):
-        train(model(config=PLAIN.replace(n_layer=1)), training_run.batches, config, run_dir=tmp_path, resume=True, progress=False)
+        train(
+            model(config=PLAIN.replace(n_layer=1)),
+            training_run.batches,
+            config,
+            run_dir=tmp_path,
+            resume=True,
+            progress=False,
+        )
 
 
 def test_nan_stops_with_step_rate_and_checkpoint(tmp_path):
@@ -124,8 +157,18 @@ def test_nan_stops_with_step_rate_and_checkpoint(tmp_path):
     assert all(p.isfinite().all() for p in load_checkpoint(tmp_path).model.parameters())
 
 
-@pytest.mark.parametrize("settings", [dict(steps=0), dict(lr=0.0), dict(lr=float("nan")), dict(accumulate=0),
-                                      dict(optimizer="sgd"), dict(precision="fp8"), dict(constant=2.0)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(steps=0),
+        dict(lr=0.0),
+        dict(lr=float("nan")),
+        dict(accumulate=0),
+        dict(optimizer="sgd"),
+        dict(precision="fp8"),
+        dict(constant=2.0),
+    ],
+)
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ValueError):
         TrainConfig(**{"steps": 5, **settings})
@@ -133,7 +176,12 @@ def test_settings_that_cannot_work_are_refused(settings):
 
 def test_a_step_without_targets_is_refused():
     with pytest.raises(TrainingError, match="no target"):
-        train(model(), lambda *_: (torch.zeros(1, 4, dtype=torch.long), torch.full((1, 4), -100)), TrainConfig(steps=1), progress=False)
+        train(
+            model(),
+            lambda *_: (torch.zeros(1, 4, dtype=torch.long), torch.full((1, 4), -100)),
+            TrainConfig(steps=1),
+            progress=False,
+        )
     frozen = model()
     frozen.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):

@@ -1,4 +1,5 @@
 """A small training run in a process of its own, for tests that kill it or start several: python training_run.py DIR MODE."""
+
 from __future__ import annotations
 
 import json
@@ -28,8 +29,15 @@ def batches(step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
 def main(run_dir: str, resume: bool, config: TrainConfig = TRAIN, model_config: GPTConfig = CONFIG) -> None:
     torch.set_num_threads(1)
     model = GPT(model_config, generator=torch.Generator().manual_seed(0))
-    history = train(model, batches, config, run_dir=run_dir, resume=resume, progress=False,
-                    evaluate=lambda m: {"loss": evaluate(m, [batches(999, 0)])})
+    history = train(
+        model,
+        batches,
+        config,
+        run_dir=run_dir,
+        resume=resume,
+        progress=False,
+        evaluate=lambda m: {"loss": evaluate(m, [batches(999, 0)])},
+    )
     if not dist.is_initialized() or dist.get_rank() == 0:
         Path(run_dir, "history.json").write_text(json.dumps({"loss": history.loss, "evals": history.evals}))
 

@@ -4,6 +4,7 @@ A check knows the right answer (the package's own, or a library's) and the mista
 of them on the same inputs: an answer that fails the way a known mistake fails is told which one it looks like.
 One module a lesson: `llmfs.exercises.l01` and so on.
 """
+
 from __future__ import annotations
 
 import copy
@@ -83,7 +84,9 @@ class Exercise:
             return f"on the input {inputs} your function raised {got.text}"
         if isinstance(expected, torch.Tensor) and isinstance(got, torch.Tensor):
             if expected.shape != got.shape:
-                return f"on the input {inputs} the shape should be {tuple(expected.shape)}, but it is {tuple(got.shape)}"
+                return (
+                    f"on the input {inputs} the shape should be {tuple(expected.shape)}, but it is {tuple(got.shape)}"
+                )
             gap = (expected.double() - got.double()).abs().max().item()
             return f"on the input {inputs} the result is off by up to {gap:.3g}"
         return f"on the input {inputs} it should give {_brief(expected)}, but gives {_brief(got)}"

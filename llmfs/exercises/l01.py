@@ -1,4 +1,5 @@
 """The checks of L01, Tokenization from scratch."""
+
 from __future__ import annotations
 
 import re
@@ -73,42 +74,73 @@ def _once_each(ids: Sequence[int], merges: Merges) -> list[int]:
 def _encode_cases() -> list[Args]:
     a, b, c, d = 1, 2, 3, 4
     merges = {(b, c): 5, (a, b): 6, (6, c): 7, (5, d): 8, (a, a): 9, (c, d): 10, (6, 10): 11}
-    return [([a, b, c], merges), ([a, b, c, d, a, b], merges), ([a, b, a, b, c, b, c, d], merges), ([a, a, a], merges),
-            ([d], merges), ([], merges), ([a, a, b, b, c, a, b, d], merges), ([a, b, d, a, b, c, a, b], merges)]
+    return [
+        ([a, b, c], merges),
+        ([a, b, c, d, a, b], merges),
+        ([a, b, a, b, c, b, c, d], merges),
+        ([a, a, a], merges),
+        ([d], merges),
+        ([], merges),
+        ([a, a, b, b, c, a, b, d], merges),
+        ([a, b, d, a, b, c, a, b], merges),
+    ]
 
 
 encode_by_rank = Exercise(
-    "encode_by_rank", right=_by_rank, cases=_encode_cases,
+    "encode_by_rank",
+    right=_by_rank,
+    cases=_encode_cases,
     mistakes=(
-        Mistake(_from_the_left,
-                "you merge the first pair from the left that has a merge. Look at all pairs first: the one that was learned "
-                "first goes first, wherever it stands"),
-        Mistake(_longest_match,
-                "you take the longest token that fits from the left. That is how WordPiece encodes; BPE repeats the merges "
-                "of its training in their order, and the result can be another"),
+        Mistake(
+            _from_the_left,
+            "you merge the first pair from the left that has a merge. Look at all pairs first: the one that was learned "
+            "first goes first, wherever it stands",
+        ),
+        Mistake(
+            _longest_match,
+            "you take the longest token that fits from the left. That is how WordPiece encodes; BPE repeats the merges "
+            "of its training in their order, and the result can be another",
+        ),
         Mistake(_last_rank, "you merge the pair that was learned last; the lowest id wins, as in training"),
         Mistake(_once_each, "each merge replaces one occurrence only; it must replace all, from left to right"),
-    ))
+    ),
+)
 
 # --- ties ----------------------------------------------------------------------------------------------
 
 Counts = dict[tuple[int, int], int]
 
 pick_pair = Exercise(
-    "pick_pair", right=lambda counts: min(counts, key=lambda pair: (-counts[pair], pair)),
-    cases=lambda: [({(7, 8): 2, (5, 9): 3, (5, 6): 3},), ({(1, 9): 4, (2, 1): 4, (1, 2): 3},), ({(3, 3): 1},),
-                   ({(9, 1): 5, (8, 2): 5, (8, 3): 5, (0, 0): 1},), ({(10, 2): 6, (9, 30): 6},)],
+    "pick_pair",
+    right=lambda counts: min(counts, key=lambda pair: (-counts[pair], pair)),
+    cases=lambda: [
+        ({(7, 8): 2, (5, 9): 3, (5, 6): 3},),
+        ({(1, 9): 4, (2, 1): 4, (1, 2): 3},),
+        ({(3, 3): 1},),
+        ({(9, 1): 5, (8, 2): 5, (8, 3): 5, (0, 0): 1},),
+        ({(10, 2): 6, (9, 30): 6},),
+    ],
     mistakes=(
-        Mistake(lambda counts: max(counts, key=lambda pair: counts[pair]),
-                "where counts are equal you take the pair that was seen first. That depends on the order of the text, and the "
-                "reference does not: of equal counts the smaller pair of ids wins"),
-        Mistake(lambda counts: max(counts, key=lambda pair: (counts[pair], pair)),
-                "where counts are equal you take the larger pair: comparing (count, pair) by max turns both around. Take the "
-                "largest count and the smallest pair, for instance by min over (-count, pair)"),
-        Mistake(lambda counts: min(counts, key=lambda pair: (counts[pair], pair)), "that is the rarest pair; take the most frequent"),
-        Mistake(lambda counts: min(counts, key=lambda pair: (-counts[pair], str(pair))),
-                "you compare the pairs as text, where '(10' stands before '(9'; compare them as numbers"),
-    ))
+        Mistake(
+            lambda counts: max(counts, key=lambda pair: counts[pair]),
+            "where counts are equal you take the pair that was seen first. That depends on the order of the text, and the "
+            "reference does not: of equal counts the smaller pair of ids wins",
+        ),
+        Mistake(
+            lambda counts: max(counts, key=lambda pair: (counts[pair], pair)),
+            "where counts are equal you take the larger pair: comparing (count, pair) by max turns both around. Take the "
+            "largest count and the smallest pair, for instance by min over (-count, pair)",
+        ),
+        Mistake(
+            lambda counts: min(counts, key=lambda pair: (counts[pair], pair)),
+            "that is the rarest pair; take the most frequent",
+        ),
+        Mistake(
+            lambda counts: min(counts, key=lambda pair: (-counts[pair], str(pair))),
+            "you compare the pairs as text, where '(10' stands before '(9'; compare them as numbers",
+        ),
+    ),
+)
 
 # --- decoding ------------------------------------------------------------------------------------------
 
@@ -116,23 +148,39 @@ pick_pair = Exercise(
 def _decode_cases() -> list[Args]:
     owl = "🦉".encode()
     vocab = {i: bytes([i]) for i in range(256)} | {256: b"the ", 257: owl[:2], 258: owl[2:], 259: "é".encode()}
-    return [([256, 257, 258], vocab), ([259, 33, 0xC3, 0xA9], vocab), ([], vocab), ([256, 257], vocab), ([0xFF, 65], vocab)]
+    return [
+        ([256, 257, 258], vocab),
+        ([259, 33, 0xC3, 0xA9], vocab),
+        ([], vocab),
+        ([256, 257], vocab),
+        ([0xFF, 65], vocab),
+    ]
 
 
 decode_ids = Exercise(
-    "decode_ids", right=lambda ids, vocab: b"".join(vocab[id] for id in ids).decode("utf-8", errors="replace"),
+    "decode_ids",
+    right=lambda ids, vocab: b"".join(vocab[id] for id in ids).decode("utf-8", errors="replace"),
     cases=_decode_cases,
     mistakes=(
-        Mistake(lambda ids, vocab: "".join(vocab[id].decode("utf-8", errors="replace") for id in ids),
-                "you decode each token by itself, but a token may end in the middle of a character: join the bytes first, then "
-                "decode once"),
-        Mistake(lambda ids, vocab: b"".join(vocab[id] for id in ids).decode("utf-8"),
-                "not every sequence of bytes is UTF-8, and a model may produce any sequence: decode with errors='replace'"),
-        Mistake(lambda ids, vocab: b"".join(vocab[id] for id in ids).decode("utf-8", errors="ignore"),
-                "errors='ignore' makes broken bytes vanish without a trace; 'replace' shows that something was there"),
-        Mistake(lambda ids, vocab: b"".join(vocab[id] for id in ids).decode("latin-1"),
-                "Latin-1 takes every byte for a character of its own; the bytes are UTF-8"),
-    ))
+        Mistake(
+            lambda ids, vocab: "".join(vocab[id].decode("utf-8", errors="replace") for id in ids),
+            "you decode each token by itself, but a token may end in the middle of a character: join the bytes first, then "
+            "decode once",
+        ),
+        Mistake(
+            lambda ids, vocab: b"".join(vocab[id] for id in ids).decode("utf-8"),
+            "not every sequence of bytes is UTF-8, and a model may produce any sequence: decode with errors='replace'",
+        ),
+        Mistake(
+            lambda ids, vocab: b"".join(vocab[id] for id in ids).decode("utf-8", errors="ignore"),
+            "errors='ignore' makes broken bytes vanish without a trace; 'replace' shows that something was there",
+        ),
+        Mistake(
+            lambda ids, vocab: b"".join(vocab[id] for id in ids).decode("latin-1"),
+            "Latin-1 takes every byte for a character of its own; the bytes are UTF-8",
+        ),
+    ),
+)
 
 # --- special tokens ------------------------------------------------------------------------------------
 
@@ -154,21 +202,38 @@ def _split_at(text: str, special: dict[str, int], tokens: Sequence[str]) -> list
 SPECIAL = {"<|end|>": 256, "<|end|><|end|>": 257, "<|user|>": 258}
 
 encode_special = Exercise(
-    "encode_special", right=_encode_special,
-    cases=lambda: [("hi<|end|>", SPECIAL, {"<|end|>"}), ("hi<|end|>", SPECIAL, set()), ("a<|user|>b<|end|>", SPECIAL, {"<|user|>"}),
-                   ("x<|end|><|end|>", SPECIAL, {"<|end|>", "<|end|><|end|>"}), ("", SPECIAL, {"<|end|>"})],
+    "encode_special",
+    right=_encode_special,
+    cases=lambda: [
+        ("hi<|end|>", SPECIAL, {"<|end|>"}),
+        ("hi<|end|>", SPECIAL, set()),
+        ("a<|user|>b<|end|>", SPECIAL, {"<|user|>"}),
+        ("x<|end|><|end|>", SPECIAL, {"<|end|>", "<|end|><|end|>"}),
+        ("", SPECIAL, {"<|end|>"}),
+    ],
     mistakes=(
-        Mistake(lambda text, special, allowed: _split_at(text, special, sorted(special, key=len, reverse=True)),
-                "you recognize every special token in every text: a user who types <|end|> has forged one. Recognize those in "
-                "`allowed` alone, and let the caller decide"),
-        Mistake(lambda text, special, allowed: _split_at(text, special, list(special)),
-                "you recognize every special token in every text: a user who types <|end|> has forged one. Recognize those in "
-                "`allowed` alone, and let the caller decide"),
+        Mistake(
+            lambda text, special, allowed: _split_at(text, special, sorted(special, key=len, reverse=True)),
+            "you recognize every special token in every text: a user who types <|end|> has forged one. Recognize those in "
+            "`allowed` alone, and let the caller decide",
+        ),
+        Mistake(
+            lambda text, special, allowed: _split_at(text, special, list(special)),
+            "you recognize every special token in every text: a user who types <|end|> has forged one. Recognize those in "
+            "`allowed` alone, and let the caller decide",
+        ),
         Mistake(lambda text, special, allowed: list(text.encode()), "nothing is recognized, not even what is allowed"),
-        Mistake(lambda text, special, allowed: _split_at(
-                    re.sub("|".join(map(re.escape, set(special) - allowed)) or "(?!)", "", text), special,
-                    sorted(allowed, key=len, reverse=True)),
-                "you delete what is not allowed. The user's text must survive: it is encoded letter by letter"),
-        Mistake(lambda text, special, allowed: _split_at(text, special, sorted(allowed, key=len)),
-                "where two special tokens fit at one place, take the longer one"),
-    ))
+        Mistake(
+            lambda text, special, allowed: _split_at(
+                re.sub("|".join(map(re.escape, set(special) - allowed)) or "(?!)", "", text),
+                special,
+                sorted(allowed, key=len, reverse=True),
+            ),
+            "you delete what is not allowed. The user's text must survive: it is encoded letter by letter",
+        ),
+        Mistake(
+            lambda text, special, allowed: _split_at(text, special, sorted(allowed, key=len)),
+            "where two special tokens fit at one place, take the longer one",
+        ),
+    ),
+)

@@ -1,4 +1,5 @@
 """The checks of L07, Assembling the GPT."""
+
 from __future__ import annotations
 
 import itertools
@@ -16,8 +17,17 @@ from llmfs.gpt import GPT
 # --- counting ------------------------------------------------------------------------------------------
 
 
-def _count(V: int, T: int, L: int, C: int, *, biases: bool = True, head: bool = False, positions: bool = True,
-           norms: bool = True) -> int:
+def _count(
+    V: int,
+    T: int,
+    L: int,
+    C: int,
+    *,
+    biases: bool = True,
+    head: bool = False,
+    positions: bool = True,
+    norms: bool = True,
+) -> int:
     """Parameters of a GPT-2 with these sizes; the options plant mistakes."""
     block = 12 * C * C + (9 * C if biases else 0) + (4 * C if norms else 0)
     return V * C + (T * C if positions else 0) + L * block + (2 * C if norms else 0) + (V * C if head else 0)
@@ -29,19 +39,30 @@ def _count_of_model(V: int, T: int, L: int, C: int) -> int:
 
 
 count_parameters = Exercise(
-    "count_parameters", right=_count_of_model, cases=lambda: [(50257, 1024, 12, 768), (100, 16, 1, 8), (1000, 64, 3, 32)],
+    "count_parameters",
+    right=_count_of_model,
+    cases=lambda: [(50257, 1024, 12, 768), (100, 16, 1, 8), (1000, 64, 3, 32)],
     mistakes=(
-        Mistake(lambda *a: _count(*a, head=True),
-                "you count the table of tokens twice: GPT-2's output head is the same table (tied), so it is stored and "
-                "learned once"),
-        Mistake(lambda *a: _count(*a, biases=False),
-                "the biases are missing: 4 C in attention (q, k, v, o) and 4 C + C in the MLP, in every block"),
+        Mistake(
+            lambda *a: _count(*a, head=True),
+            "you count the table of tokens twice: GPT-2's output head is the same table (tied), so it is stored and "
+            "learned once",
+        ),
+        Mistake(
+            lambda *a: _count(*a, biases=False),
+            "the biases are missing: 4 C in attention (q, k, v, o) and 4 C + C in the MLP, in every block",
+        ),
         Mistake(lambda *a: _count(*a, positions=False), "the table of positions is missing: T x C"),
-        Mistake(lambda *a: _count(*a, norms=False),
-                "the norms are missing: a gain and a bias of C each, twice in every block and once at the end"),
-        Mistake(lambda *a: _count(*a, norms=False, biases=False),
-                "that counts matrices alone: add the biases, and the norms' gains and biases"),
-    ))
+        Mistake(
+            lambda *a: _count(*a, norms=False),
+            "the norms are missing: a gain and a bias of C each, twice in every block and once at the end",
+        ),
+        Mistake(
+            lambda *a: _count(*a, norms=False, biases=False),
+            "that counts matrices alone: add the biases, and the norms' gains and biases",
+        ),
+    ),
+)
 
 # --- GPT-2's fused projection ---------------------------------------------------------------------------
 
@@ -52,40 +73,66 @@ def _split_qkv(weight: Tensor) -> list[Tensor]:
 
 
 split_qkv = Exercise(
-    "split_qkv", right=_split_qkv,
+    "split_qkv",
+    right=_split_qkv,
     cases=lambda: [(torch.randn(C, 3 * C, generator=torch.Generator().manual_seed(C)),) for C in (4, 6)],
     mistakes=(
-        Mistake(lambda w: list(w.chunk(3, dim=1)),
-                "the transpose is missing: GPT-2's Conv1D computes x @ W with W (in, out), nn.Linear x @ W.T with W (out, "
-                "in). The blocks are square, so nothing but the numbers will complain"),
-        Mistake(lambda w: [w[:, i::3].T for i in range(3)],
-                "q, k and v do not take turns column by column: the first third of the columns is q, then k, then v"),
-        Mistake(lambda w: list(w.reshape(3, w.shape[0], w.shape[0]).transpose(1, 2)),
-                "reshape cuts rows, but q, k and v stand side by side in the columns: chunk along dimension 1"),
-    ))
+        Mistake(
+            lambda w: list(w.chunk(3, dim=1)),
+            "the transpose is missing: GPT-2's Conv1D computes x @ W with W (in, out), nn.Linear x @ W.T with W (out, "
+            "in). The blocks are square, so nothing but the numbers will complain",
+        ),
+        Mistake(
+            lambda w: [w[:, i::3].T for i in range(3)],
+            "q, k and v do not take turns column by column: the first third of the columns is q, then k, then v",
+        ),
+        Mistake(
+            lambda w: list(w.reshape(3, w.shape[0], w.shape[0]).transpose(1, 2)),
+            "reshape cuts rows, but q, k and v stand side by side in the columns: chunk along dimension 1",
+        ),
+    ),
+)
 
 # --- SwiGLU --------------------------------------------------------------------------------------------
 
 
 def _swiglu_cases() -> list[Args]:
     g = torch.Generator().manual_seed(0)
-    return [(torch.randn(3, 4, generator=g), torch.randn(6, 4, generator=g), torch.randn(6, 4, generator=g),
-             torch.randn(4, 6, generator=g)) for _ in range(2)]
+    return [
+        (
+            torch.randn(3, 4, generator=g),
+            torch.randn(6, 4, generator=g),
+            torch.randn(6, 4, generator=g),
+            torch.randn(4, 6, generator=g),
+        )
+        for _ in range(2)
+    ]
 
 
 swiglu = Exercise(
-    "swiglu", right=lambda x, gate, up, down: (F.silu(x @ gate.T) * (x @ up.T)) @ down.T, cases=_swiglu_cases,
+    "swiglu",
+    right=lambda x, gate, up, down: (F.silu(x @ gate.T) * (x @ up.T)) @ down.T,
+    cases=_swiglu_cases,
     mistakes=(
-        Mistake(lambda x, gate, up, down: (x @ gate.T * F.silu(x @ up.T)) @ down.T,
-                "the activation belongs to the gate, not to up: silu(gate) * up"),
-        Mistake(lambda x, gate, up, down: F.silu((x @ gate.T) * (x @ up.T)) @ down.T,
-                "silu acts on the gate before the product, not on the product"),
-        Mistake(lambda x, gate, up, down: (torch.sigmoid(x @ gate.T) * (x @ up.T)) @ down.T,
-                "that is a plain GLU, with a sigmoid; silu(z) is z * sigmoid(z)"),
+        Mistake(
+            lambda x, gate, up, down: (x @ gate.T * F.silu(x @ up.T)) @ down.T,
+            "the activation belongs to the gate, not to up: silu(gate) * up",
+        ),
+        Mistake(
+            lambda x, gate, up, down: F.silu((x @ gate.T) * (x @ up.T)) @ down.T,
+            "silu acts on the gate before the product, not on the product",
+        ),
+        Mistake(
+            lambda x, gate, up, down: (torch.sigmoid(x @ gate.T) * (x @ up.T)) @ down.T,
+            "that is a plain GLU, with a sigmoid; silu(z) is z * sigmoid(z)",
+        ),
         Mistake(lambda x, gate, up, down: (F.gelu(x @ gate.T) * (x @ up.T)) @ down.T, "that is GEGLU; Llama uses silu"),
-        Mistake(lambda x, gate, up, down: (F.silu(x @ gate.T) + (x @ up.T)) @ down.T,
-                "gate and up are multiplied, not added: the gate lets through or holds back"),
-    ))
+        Mistake(
+            lambda x, gate, up, down: (F.silu(x @ gate.T) + (x @ up.T)) @ down.T,
+            "gate and up are multiplied, not added: the gate lets through or holds back",
+        ),
+    ),
+)
 
 # --- the broken GPT ------------------------------------------------------------------------------------
 
@@ -93,13 +140,14 @@ BUGS = {
     "residual": "the residual starts from the normalized x: attention and MLP add to x itself, not to norm(x)",
     "scale": "the scores are divided by the root of C; each head has C / n_head channels, and their number counts",
     "merge": "the heads are merged without moving them next to each other first: transpose back to (T, n_head, hd), then "
-             "reshape",
+    "reshape",
     "final": "the final norm is missing before the output head",
 }
 
 
 def gpt2_forward(w: dict[str, Tensor], ids: Tensor, n_head: int, bugs: tuple[str, ...] = ()) -> Tensor:
     """A small GPT-2 from its weights, ids (T,) -> logits (T, V); `bugs` plants mistakes by name."""
+
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
 
@@ -127,7 +175,9 @@ def _gpt_cases() -> list[Args]:
     cases: list[Args] = []
     for n_head, L in ((2, 1), (4, 2)):
         config = GPTConfig.gpt2(vocab_size=20, block_size=8, n_layer=L, n_head=n_head, n_embd=16, d_ff=64)
-        weights: dict[str, Any] = {name: torch.randn(p.shape, generator=g) * 0.5 for name, p in GPT(config).state_dict().items()}
+        weights: dict[str, Any] = {
+            name: torch.randn(p.shape, generator=g) * 0.5 for name, p in GPT(config).state_dict().items()
+        }
         cases.append((weights, torch.randint(0, 20, (7,), generator=g), n_head))
     return cases
 
@@ -138,8 +188,11 @@ def _bug_mistakes() -> tuple[Mistake, ...]:
     for n in range(1, len(BUGS) + 1):
         for names in itertools.combinations(BUGS, n):
             left = "one bug is left" if n == 1 else f"{n} bugs are left; one of them"
-            found.append(Mistake(lambda w, ids, n_head, names=names: gpt2_forward(w, ids, n_head, names),
-                                 f"{left}: {BUGS[names[0]]}"))
+            found.append(
+                Mistake(
+                    lambda w, ids, n_head, names=names: gpt2_forward(w, ids, n_head, names), f"{left}: {BUGS[names[0]]}"
+                )
+            )
     return tuple(found)
 
 
