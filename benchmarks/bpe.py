@@ -70,7 +70,7 @@ def choose_text(corpus: str | None) -> tuple[str, str]:
         try:
             return "tiny-shakespeare", load_texts("tiny-shakespeare")[0]
         except CorpusError:
-            corpus = "tales"
+            corpus = "tales:4000"
     return corpus, "\n\n".join(load_texts(corpus))[:N_CHARACTERS]
 
 

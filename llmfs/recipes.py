@@ -63,12 +63,12 @@ class Book:
         return self.tokenizer.special_tokens[END]
 
 
-SHAPE = dict(block_size=256, n_layer=3, n_head=6, n_embd=192, d_ff=352, qk_norm=True)
+SHAPE = dict(block_size=256, n_layer=3, n_head=3, n_embd=192, d_ff=352, qk_norm=True)
 RECIPES = {
     "small": Recipe(
         SHAPE,
         TrainConfig(
-            steps=1_000, lr=1e-2, matrix_lr=0.01, warmup_steps=50, constant=0.25, precision="bf16", eval_every=100
+            steps=1_100, lr=1e-2, matrix_lr=0.01, warmup_steps=50, constant=0.4, precision="bf16", eval_every=100
         ),
         n_tales=60_000,
     ),

@@ -1147,15 +1147,15 @@ def ask_animals(t: Teller, *who: str) -> None:
 
 
 PLOTS: dict[Callable[[Teller], None], float] = {
-    greeting: 4,
-    gift: 4,
-    visit: 3,
+    greeting: 12,
+    gift: 10,
+    visit: 8,
     chain: 3,
     quest: 2,
-    trade: 3,
+    trade: 2,
     hide_and_seek: 3,
     party: 2,
     song: 2,
     rescue: 2,
-    errands: 3,
+    errands: 2,
 }

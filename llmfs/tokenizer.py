@@ -557,16 +557,10 @@ def merge_short_word(word: str, merged: Mapping[str, str]) -> str:
     merged: {pair: the token it makes}. A token learned earlier is a smaller character, so `min` finds it.
     Takes time in proportion to length times merges: for words, not for pages.
     """
-    pair_of = {}
-    while True:
-        for pair in pairs(word):
-            if pair in merged:
-                pair_of[merged[pair]] = pair
-        if not pair_of:
-            return word
-        new = min(pair_of)
-        word = word.replace(pair_of[new], new)
-        pair_of.clear()
+    while learned := {merged[pair]: pair for pair in pairs(word) if pair in merged}:
+        new = min(learned)
+        word = word.replace(learned[new], new)
+    return word
 
 
 def merge_long_word(word: str, merged: Mapping[str, str]) -> str:

@@ -11,21 +11,20 @@ from torch import nn
 from llmfs.exercises import l07
 
 
-def right_count(V, T, L, C):
-    attention = 4 * (C * C + C)
-    mlp = C * 4 * C + 4 * C + 4 * C * C + C
-    return V * C + T * C + L * (attention + mlp + 4 * C) + 2 * C
+def right_count(V, L, C, kv, F):
+    q_and_o, k_and_v, mlp, gains = 2 * C**2, 2 * C * kv, 3 * C * F, 2 * C
+    return V * C + L * (q_and_o + k_and_v + mlp + gains) + C + C * V
 
 
 @pytest.mark.parametrize(
     "answer, hint",
     [
-        (lambda V, T, L, C: right_count(V, T, L, C) + V * C, "twice"),
-        (lambda V, T, L, C: V * C + T * C + L * (12 * C**2 + 4 * C) + 2 * C, "biases are missing"),
-        (lambda V, T, L, C: right_count(V, 0, L, C), "positions is missing"),
-        (lambda V, T, L, C: right_count(V, T, L, C) - 2 * C * (2 * L + 1), "norms are missing"),
-        (lambda V, T, L, C: V * C + T * C + 12 * L * C * C, "matrices alone"),
-        (lambda *a: 1, "should give 124439808"),
+        (lambda V, L, C, kv, F: right_count(V, L, C, kv, F) - V * C, "one table"),
+        (lambda V, L, C, kv, F: right_count(V, L, C, C, F), "C x kv"),
+        (lambda V, L, C, kv, F: right_count(V, L, C, kv, F) - L * C * F, "three matrices"),
+        (lambda V, L, C, kv, F: right_count(V, L, C, kv, F) - C * (2 * L + 1), "norms are missing"),
+        (lambda V, L, C, kv, F: V * C + L * (4 * C * C + 2 * C * F), "several things"),
+        (lambda *a: 1, "should give 6738415616"),
     ],
 )
 def test_count_parameters(answer, hint):

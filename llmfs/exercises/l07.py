@@ -18,48 +18,42 @@ from llmfs.gpt import GPT
 
 
 def _count(
-    V: int,
-    T: int,
-    L: int,
-    C: int,
-    *,
-    biases: bool = True,
-    head: bool = False,
-    positions: bool = True,
-    norms: bool = True,
+    V: int, L: int, C: int, kv: int, F: int, *, tied: bool = False, grouped: bool = True, matrices: int = 3, norms: bool = True
 ) -> int:
-    """Parameters of a GPT-2 with these sizes; the options plant mistakes."""
-    block = 12 * C * C + (9 * C if biases else 0) + (4 * C if norms else 0)
-    return V * C + (T * C if positions else 0) + L * block + (2 * C if norms else 0) + (V * C if head else 0)
+    """Parameters of a Llama with these sizes; the options plant mistakes."""
+    block = 2 * C * C + 2 * C * (kv if grouped else C) + matrices * C * F + (2 * C if norms else 0)
+    return (1 if tied else 2) * V * C + L * block + (C if norms else 0)
 
 
-def _count_of_model(V: int, T: int, L: int, C: int) -> int:
+def _count_of_model(V: int, L: int, C: int, kv: int, F: int) -> int:
+    config = GPTConfig.llama(vocab_size=V, block_size=8, n_layer=L, n_embd=C, n_head=C // 4, n_kv_head=kv // 4, d_ff=F)
     with torch.device("meta"):
-        return GPT(GPTConfig.gpt2(vocab_size=V, block_size=T, n_layer=L, n_embd=C, n_head=1, d_ff=4 * C)).n_params()
+        return GPT(config).n_params()
 
 
 count_parameters = Exercise(
     "count_parameters",
     right=_count_of_model,
-    cases=lambda: [(50257, 1024, 12, 768), (100, 16, 1, 8), (1000, 64, 3, 32)],
+    cases=lambda: [(32000, 32, 4096, 4096, 11008), (100, 1, 8, 4, 24), (1000, 3, 32, 16, 96)],
     mistakes=(
         Mistake(
-            lambda *a: _count(*a, head=True),
-            "you count the table of tokens twice: GPT-2's output head is the same table (tied), so it is stored and "
-            "learned once",
+            lambda *a: _count(*a, tied=True),
+            "you count one table; Llama's output head is a table of its own, beside that of the tokens",
         ),
         Mistake(
-            lambda *a: _count(*a, biases=False),
-            "the biases are missing: 4 C in attention (q, k, v, o) and 4 C + C in the MLP, in every block",
+            lambda *a: _count(*a, grouped=False),
+            "k_proj and v_proj are C x kv, not C x C: with grouped queries there are fewer key and value heads",
         ),
-        Mistake(lambda *a: _count(*a, positions=False), "the table of positions is missing: T x C"),
+        Mistake(lambda *a: _count(*a, matrices=2), "SwiGLU has three matrices, gate, up and down, each C x F"),
+        Mistake(lambda *a: _count(*a, norms=False), "the norms are missing: a gain of C twice a block, and one at the end"),
         Mistake(
-            lambda *a: _count(*a, norms=False),
-            "the norms are missing: a gain and a bias of C each, twice in every block and once at the end",
+            lambda *a: _count(*a, tied=True, norms=False),
+            "two things are missing: the head, a table of its own, and the norms' gains",
         ),
         Mistake(
-            lambda *a: _count(*a, norms=False, biases=False),
-            "that counts matrices alone: add the biases, and the norms' gains and biases",
+            lambda V, L, C, kv, F: V * C + L * (4 * C * C + 2 * C * F),
+            "several things are missing: the head's own table, the third matrix of SwiGLU, the norms' gains; and k and v "
+            "have kv columns",
         ),
     ),
 )
