@@ -46,7 +46,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     q (B, H, T, hd), k and v (B, H, S, hd); mask as there; None means causal. -> (B, H, T, hd)
     """
     n_query, n_key = q.shape[-2], k.shape[-2]
-    if q.device.type != "cpu":  # fused kernels, which never write the (T, S) scores to memory
+    if q.device.type != "cpu":  # fused kernels, which need not write the (T, S) scores to memory
         if mask is None and n_query == n_key:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         mask = causal_mask(n_query, n_key, q.device) if mask is None else mask

@@ -107,7 +107,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Bring every singular value near 1, keeping directions: (..., rows, columns) -> the same shape, bfloat16.
 
     Newton-Schulz: an odd polynomial of the matrix is that polynomial of its singular values, and this one
-    drives them from anywhere in (0, 1] to about 0.7 to 1.2 in five rounds. The rough result is enough.
+    drives them from anywhere between 0.002 and 1 to about 0.7 to 1.2 in five rounds. The rough result is enough.
     """
     a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's coefficients: steep at zero, so that small values grow fast
     x = matrices.bfloat16()

@@ -42,7 +42,8 @@ GPT4_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s*[\r\n]|\s+(?!\S)|\s+"
 )
-"""GPT-4's pre-tokenizer: at most three digits a word, contractions in any case, signs with the line's end."""
+"""GPT-4's pre-tokenizer as first published: at most three digits a word, contractions in any case, signs with the
+line's end. (Newer versions of tiktoken keep white space at the very end of a text in one piece.)"""
 
 PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from llmfs.exercises import l01
@@ -114,29 +112,27 @@ def tokens_at(text, special, wanted):
     return out
 
 
+def deleting(text, special, allowed):
+    for token in sorted(special, key=len)[::-1]:
+        if token not in allowed:
+            text = text.replace(token, "")
+    return tokens_at(text, special, sorted(allowed, key=len)[::-1])
+
+
+def code_points(text, special, allowed):
+    out = tokens_at(text, special, sorted(allowed, key=len)[::-1])
+    return out if text.isascii() else [ord(c) for c in text.split("<|end|>")[0]] + [special["<|end|>"]]
+
+
 @pytest.mark.parametrize(
     "answer, hint",
     [
         (lambda text, special, allowed: tokens_at(text, special, sorted(special, key=len)[::-1]), "forged"),
         (lambda text, special, allowed: tokens_at(text, special, special), "forged"),
         (lambda text, special, allowed: [*bytes(text, "utf-8")], "nothing is recognized"),
-        (
-            lambda text, special, allowed: (
-                tokens_at(
-                    re.sub(r"<\|user\|>", "", text)
-                    if "<|user|>" not in allowed
-                    else text.replace("<|end|>", "")
-                    if allowed
-                    else text.replace("<|end|>", ""),
-                    special,
-                    sorted(allowed, key=len)[::-1],
-                )
-                if allowed != set()
-                else list(text.replace("<|end|>", "").encode())
-            ),
-            "must survive",
-        ),
+        (deleting, "must survive"),
         (lambda text, special, allowed: tokens_at(text, special, sorted(allowed, key=len)), "longer one"),
+        (code_points, "UTF-8"),
     ],
 )
 def test_encode_special(answer, hint):

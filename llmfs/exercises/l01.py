@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from llmfs.exercises import Args, Exercise, Mistake
 from llmfs.tokenizer import BPETokenizer
@@ -193,10 +193,15 @@ def _encode_special(text: str, special: dict[str, int], allowed: set[str]) -> li
     return [special[own[id]] if id in own else tokenizer.token_bytes(id)[0] for id in ids]
 
 
-def _split_at(text: str, special: dict[str, int], tokens: Sequence[str]) -> list[int]:
+def _split_at(
+    text: str,
+    special: dict[str, int],
+    tokens: Sequence[str],
+    base: Callable[[str], Iterable[int]] = str.encode,
+) -> list[int]:
     """Special tokens among `tokens` to their ids, the rest to bytes; at one place the first of `tokens` that fits."""
     pieces = re.split("(" + "|".join(map(re.escape, tokens)) + ")", text) if tokens else [text]
-    return [id for piece in pieces for id in ([special[piece]] if piece in tokens else piece.encode())]
+    return [id for piece in pieces for id in ([special[piece]] if piece in tokens else base(piece))]
 
 
 SPECIAL = {"<|end|>": 256, "<|end|><|end|>": 257, "<|user|>": 258}
@@ -210,6 +215,8 @@ encode_special = Exercise(
         ("a<|user|>b<|end|>", SPECIAL, {"<|user|>"}),
         ("x<|end|><|end|>", SPECIAL, {"<|end|>", "<|end|><|end|>"}),
         ("", SPECIAL, {"<|end|>"}),
+        ("Zoë 🦉<|end|>", SPECIAL, {"<|end|>"}),
+        ("<|end|><|end|>", SPECIAL, {"<|end|>"}),
     ],
     mistakes=(
         Mistake(
@@ -234,6 +241,12 @@ encode_special = Exercise(
         Mistake(
             lambda text, special, allowed: _split_at(text, special, sorted(allowed, key=len)),
             "where two special tokens fit at one place, take the longer one",
+        ),
+        Mistake(
+            lambda text, special, allowed: _split_at(
+                text, special, sorted(allowed, key=len, reverse=True), base=lambda piece: map(ord, piece)
+            ),
+            "a character is not a byte: take the UTF-8 bytes of the text, text.encode()",
         ),
     ),
 )

@@ -321,7 +321,7 @@ _BLOCKED_NAN = (
     "mask.any(dim=-1, keepdim=True), leave them open, and set their weights to zero afterwards."
 )
 _TOO_LARGE = (
-    "-1e9 is not a number in float16, whose smallest one is -65504: masked_fill refuses it, and a sum "
+    "-1e9 is not a number in float16, whose lowest finite number is -65504: masked_fill refuses it, and a sum "
     "becomes -inf after all. In float32 it works until a query may attend to nothing: then all keys are "
     "alike, and it gets equal weights on what it must not see. Use -inf, and treat such queries apart."
 )
