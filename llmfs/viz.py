@@ -24,16 +24,16 @@ def use_style() -> None:
     set_matplotlib_formats("svg")
     matplotlib.rcParams.update(
         {
-            "figure.figsize": (7.0, 3.4),
+            "figure.figsize": (6.0, 3.2),
             "figure.facecolor": "white",
             "axes.facecolor": "white",
-            "font.size": 11,
+            "font.size": 12,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
             "grid.color": "#dddddd",
             "axes.axisbelow": True,
-            "axes.titlesize": 12,
+            "axes.titlesize": 13,
             "legend.frameon": False,
             "lines.linewidth": 2.0,
             "axes.prop_cycle": cycler.cycler(color=list(COLORS)),
@@ -80,8 +80,10 @@ def show_tokens(pieces: Sequence[str], *, ids: Sequence[int] | None = None) -> A
     boxes = []
     for i, piece in enumerate(pieces):
         title = f' title="id {ids[i]}"' if ids is not None else ""
-        shown = html.escape(visible(piece)).replace("↵", "↵<br>")
-        boxes.append(f'<span class="llmfs-token llmfs-token-{i % 5}"{title}>{shown}</span>')
+        line_end = "<br>" if "\n" in piece else ""
+        # The color stands here and not in the book's style sheet, so that Jupyter shows it too.
+        style = f"background: {COLORS[i % 5]}47; border-radius: 3px; display: inline-block; white-space: pre"
+        boxes.append(f'<span class="llmfs-token" style="{style}"{title}>{html.escape(visible(piece))}</span>{line_end}')
     return HTML(f'<div class="llmfs-tokens">{"".join(boxes)}</div>')
 
 

@@ -1,4 +1,5 @@
 """The checks of L02: right answers pass, and each wrong answer gets the hint that is meant for it."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -55,17 +56,20 @@ def test_lookup_gradient_by_hand():
     assert l02.lookup_gradient.right(ids, grad, 3).tolist() == [[0, 0], [11, 22], [0, 0]]
 
 
-@pytest.mark.parametrize(("answer", "hint"), [
-    (assigned, "has replaced the others"),
-    (first_assigned, "has replaced the others"),
-    (averaged, "mean over the places"),
-    (lambda i, g, V: g.reshape(-1, g.shape[-1]).sum(0).expand(V, -1), "sum of all gradients"),
-    (lambda i, g, V: scattered(i, g, V)[sorted(set(i.reshape(-1).tolist()))], "rows that were used"),
-    (lambda i, g, V: scattered(i, g, V).T, "(C, V)"),
-    (lambda i, g, V: g.clone(), "what the lookup gave"),
-    (lambda i, g, V: scattered(i, -g, V), "off by"),  # no known mistake: described
-    (lambda i, g, V: None, "returns nothing yet"),
-])
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (assigned, "has replaced the others"),
+        (first_assigned, "has replaced the others"),
+        (averaged, "mean over the places"),
+        (lambda i, g, V: g.reshape(-1, g.shape[-1]).sum(0).expand(V, -1), "sum of all gradients"),
+        (lambda i, g, V: scattered(i, g, V)[sorted(set(i.reshape(-1).tolist()))], "rows that were used"),
+        (lambda i, g, V: scattered(i, g, V).T, "(C, V)"),
+        (lambda i, g, V: g.clone(), "what the lookup gave"),
+        (lambda i, g, V: scattered(i, -g, V), "off by"),  # no known mistake: described
+        (lambda i, g, V: None, "returns nothing yet"),
+    ],
+)
 def test_lookup_gradient_hints(answer, hint):
     result = l02.lookup_gradient(answer)
     assert not result and hint in result.message
@@ -96,18 +100,21 @@ def test_sinusoids_by_hand():
     torch.testing.assert_close(table, expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("answer", "hint"), [
-    (lambda n, C: np.concatenate((waves(n, C)[:, ::2], waves(n, C)[:, 1::2]), 1), "before all the cosines"),
-    (lambda n, C: waves(n, C, sine=1, cosine=0), "changed places"),
-    (lambda n, C: waves(n, C, exponent=lambda c: c), "frequency of its own"),
-    (lambda n, C: waves(n, C, exponent=lambda c: c // 2), "half of what"),
-    (lambda n, C: waves(n, C, exponent=lambda c: 2 * (c - c % 2)), "twice what"),
-    (lambda n, C: waves(n, C, sign=1.0), "divide by it"),
-    (lambda n, C: waves(n, C, start=1), "begin at 1"),
-    (lambda n, C: waves(n, C).T, "(C, n)"),
-    (lambda n, C: torch.zeros(n, C), "off by"),
-    (lambda n, C: ..., "returns nothing yet"),
-])
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda n, C: np.concatenate((waves(n, C)[:, ::2], waves(n, C)[:, 1::2]), 1), "before all the cosines"),
+        (lambda n, C: waves(n, C, sine=1, cosine=0), "changed places"),
+        (lambda n, C: waves(n, C, exponent=lambda c: c), "frequency of its own"),
+        (lambda n, C: waves(n, C, exponent=lambda c: c // 2), "half of what"),
+        (lambda n, C: waves(n, C, exponent=lambda c: 2 * (c - c % 2)), "twice what"),
+        (lambda n, C: waves(n, C, sign=1.0), "divide by it"),
+        (lambda n, C: waves(n, C, start=1), "begin at 1"),
+        (lambda n, C: waves(n, C).T, "(C, n)"),
+        (lambda n, C: torch.zeros(n, C), "off by"),
+        (lambda n, C: ..., "returns nothing yet"),
+    ],
+)
 def test_sinusoids_hints(answer, hint):
     result = l02.sinusoids(answer)
     assert not result and hint in result.message
@@ -120,7 +127,7 @@ def turn(x, t, *, halves=True, exponent=2.0, sign=1):
     """Pairs as complex numbers: turning is multiplying by e^(i angle)."""
     x = x.double()
     hd = x.shape[-1]
-    a, b = (x[: hd // 2], x[hd // 2:]) if halves else (x[0::2], x[1::2])
+    a, b = (x[: hd // 2], x[hd // 2 :]) if halves else (x[0::2], x[1::2])
     angles = sign * t * 10000.0 ** (-exponent * torch.arange(hd // 2).double() / hd)
     return torch.complex(a, b) * torch.polar(torch.ones_like(angles), angles)
 
@@ -144,19 +151,22 @@ def sinusoid_added(x, t):
     return x.double() + torch.from_numpy(waves(t + 1, len(x))[t])
 
 
-@pytest.mark.parametrize(("answer", "hint"), [
-    (lambda q, k, m, n: torch.dot(q, k), "Nothing is turned"),
-    (lambda q, k, m, n: dot(turn(q, m), turn(k, 0)), "Only the query"),
-    (lambda q, k, m, n: dot(turn(q, 0), turn(k, n)), "Only the key"),
-    (lambda q, k, m, n: dot(turn(q, m + n), turn(k, 0)), "sum m + n"),
-    (lambda q, k, m, n: dot(turn(q, m, sign=-1), turn(k, n, sign=-1)), "wrong way"),
-    (lambda q, k, m, n: dot(turn(q, m, halves=False), turn(k, n, halves=False)), "2i and 2i + 1"),
-    (lambda q, k, m, n: dot(turn(q, m, exponent=1), turn(k, n, exponent=1)), "too fast"),
-    (lambda q, k, m, n: dot(turn(q, m), turn(k, n)) / len(q) ** 0.5, "division by √hd"),
-    (lambda q, k, m, n: sinusoid_added(q, m) @ sinusoid_added(k, n), "turn, and add nothing"),
-    (lambda q, k, m, n: dot(turn(q, m), turn(k, n)) * 2, "off by"),
-    (lambda q, k, m, n: None, "returns nothing yet"),
-])
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda q, k, m, n: torch.dot(q, k), "Nothing is turned"),
+        (lambda q, k, m, n: dot(turn(q, m), turn(k, 0)), "Only the query"),
+        (lambda q, k, m, n: dot(turn(q, 0), turn(k, n)), "Only the key"),
+        (lambda q, k, m, n: dot(turn(q, m + n), turn(k, 0)), "sum m + n"),
+        (lambda q, k, m, n: dot(turn(q, m, sign=-1), turn(k, n, sign=-1)), "wrong way"),
+        (lambda q, k, m, n: dot(turn(q, m, halves=False), turn(k, n, halves=False)), "2i and 2i + 1"),
+        (lambda q, k, m, n: dot(turn(q, m, exponent=1), turn(k, n, exponent=1)), "too fast"),
+        (lambda q, k, m, n: dot(turn(q, m), turn(k, n)) / len(q) ** 0.5, "division by √hd"),
+        (lambda q, k, m, n: sinusoid_added(q, m) @ sinusoid_added(k, n), "turn, and add nothing"),
+        (lambda q, k, m, n: dot(turn(q, m), turn(k, n)) * 2, "off by"),
+        (lambda q, k, m, n: None, "returns nothing yet"),
+    ],
+)
 def test_rope_score_hints(answer, hint):
     result = l02.rope_score(answer)
     assert not result and hint in result.message
@@ -217,15 +227,23 @@ def test_tying_passes(answer):
     assert l02.tying(answer)
 
 
-@pytest.mark.parametrize(("answer", "hint"), [
-    (copy_into, "copied the values"), (copy_of, "copied the values"), (wrap, "share memory"),
-    (share_data, "share memory"), (transpose, "do not transpose"), (frozen, "takes no gradient"),
-    (fresh, "neither the table's nor the head's"), (rebind, "nothing is tied yet"),
-    (half, "neither one parameter nor"),
-    (lambda embed, head: None, "nothing is tied yet"),
-    (lambda embed, head: embed.wait, "raised AttributeError"),
-    (lambda embed, head: head.weight.data.copy_(embed.weight.T), "neither is transposed"),
-])
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (copy_into, "copied the values"),
+        (copy_of, "copied the values"),
+        (wrap, "share memory"),
+        (share_data, "share memory"),
+        (transpose, "do not transpose"),
+        (frozen, "takes no gradient"),
+        (fresh, "neither the table's nor the head's"),
+        (rebind, "nothing is tied yet"),
+        (half, "neither one parameter nor"),
+        (lambda embed, head: None, "nothing is tied yet"),
+        (lambda embed, head: embed.wait, "raised AttributeError"),
+        (lambda embed, head: head.weight.data.copy_(embed.weight.T), "neither is transposed"),
+    ],
+)
 def test_tying_hints(answer, hint):
     result = l02.tying(answer)
     assert not result and hint in result.message

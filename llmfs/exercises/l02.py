@@ -1,4 +1,5 @@
 """Exercises of L02: the gradient of a lookup, the table of sinusoids, a rotary score, and weight tying."""
+
 from __future__ import annotations
 
 import math
@@ -144,8 +145,7 @@ sinusoids = Exercise(
         ),
         Mistake(
             lambda n, C: _woven(*_waves(n, C, exponent=0.5)),
-            "Your exponent is half of what it should be. Pair i has 2i/C; where i counts pairs, the 2 is "
-            "needed.",
+            "Your exponent is half of what it should be. Pair i has 2i/C; where i counts pairs, the 2 is needed.",
         ),
         Mistake(
             _twice_the_exponent,
@@ -302,8 +302,7 @@ def _can_learn(shared: Tensor, before: tuple[Tensor, Tensor]) -> Result:
     """It is one parameter; does it take a gradient, and has it the values that one of the two had?"""
     if not shared.requires_grad:
         return _not_tied(
-            "the weight is shared, but it takes no gradient. Assign the Parameter as it is, without .data "
-            "or .detach()."
+            "the weight is shared, but it takes no gradient. Assign the Parameter as it is, without .data or .detach()."
         )
     if not any(torch.equal(shared, weight) for weight in before):
         return _not_tied(
