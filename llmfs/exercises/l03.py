@@ -1,4 +1,5 @@
 """Exercises of L03: a stable softmax, attention equal to torch's, and their gradients by hand."""
+
 from __future__ import annotations
 
 import math
@@ -197,14 +198,16 @@ attention = Exercise(
 def _softmax_backward(weights: Tensor, grad: Tensor) -> Tensor:
     """The reference, by autograd. Any scores with these weights will do: their logarithms."""
     scores = weights.log().requires_grad_()
-    (scores.softmax(dim=-1) * grad).sum().backward()  # type: ignore[no-untyped-call]
+    (scores.softmax(dim=-1) * grad).sum().backward()
     assert scores.grad is not None
     return scores.grad
 
 
 def _backward_cases() -> list[Args]:
-    return [(torch.tensor([0.5, 0.25, 0.25]), torch.tensor([1.0, 0.0, 0.0])),
-            (_normal(7, 2, 3, 5).softmax(dim=-1), _normal(8, 2, 3, 5))]
+    return [
+        (torch.tensor([0.5, 0.25, 0.25]), torch.tensor([1.0, 0.0, 0.0])),
+        (_normal(7, 2, 3, 5).softmax(dim=-1), _normal(8, 2, 3, 5)),
+    ]
 
 
 softmax_backward = Exercise(
@@ -234,8 +237,7 @@ softmax_backward = Exercise(
         ),
         Mistake(
             lambda w, g: w * (g - (w * g).sum()),
-            "You sum over the whole tensor. Each row is a softmax of its own: sum with dim=-1, "
-            "keepdim=True.",
+            "You sum over the whole tensor. Each row is a softmax of its own: sum with dim=-1, keepdim=True.",
         ),
         Mistake(
             lambda w, g: w * (g + (w * g).sum(dim=-1, keepdim=True)),
@@ -251,8 +253,9 @@ def _attention_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[
     return torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), (q, k, v), grad)
 
 
-def _by_hand(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, *, scale_back: bool = True,
-             whole_softmax: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def _by_hand(
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, *, scale_back: bool = True, whole_softmax: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     scale = 1 / math.sqrt(q.shape[-1])
     w = (q @ k.mT * scale).softmax(dim=-1)  # (..., T, S)
     dw = grad @ v.mT  # (..., T, S)
@@ -289,8 +292,7 @@ attention_backward = Exercise(
         ),
         Mistake(
             lambda *a: _by_hand(*a, whole_softmax=False),
-            "The way back through the softmax lacks its shared term; `softmax_backward` of the exercise "
-            "before has it.",
+            "The way back through the softmax lacks its shared term; `softmax_backward` of the exercise before has it.",
         ),
         Mistake(
             _value_by_weights,
@@ -299,8 +301,7 @@ attention_backward = Exercise(
         ),
         Mistake(
             _key_untransposed,
-            "The gradient of k needs the scores' gradient transposed, (S, T) @ (T, d): a key gathers from "
-            "all queries.",
+            "The gradient of k needs the scores' gradient transposed, (S, T) @ (T, d): a key gathers from all queries.",
         ),
         Mistake(
             lambda *a: _by_hand(*a)[::-1],
