@@ -182,7 +182,7 @@ grouped = Exercise(
             "otherwise give every query head its key/value head, with repeat_interleave(H // Hkv, dim=1).",
         ),
         Mistake(
-            lambda q, k, v: F.scaled_dot_product_attention(q, *(_interleave(x, q.shape[1]) for x in (k, v))),
+            lambda q, k, v: F.scaled_dot_product_attention(q, *(_interleave(x, q.shape[1]) for x in (k, v))),  # type: ignore[arg-type]
             "Each key/value head is copied H times. One group has H // Hkv query heads.",
         ),
         Mistake(
