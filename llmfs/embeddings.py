@@ -25,7 +25,8 @@ def rope_tables(positions: Tensor, head_size: int, theta: float = 10000.0) -> tu
     """cos and sin of each position's angles: positions (..., T) -> two tensors (..., T, hd), float32.
 
     Pair i of a head's channels turns by theta^(-2i/hd) radians a position (Su et al. 2021). The pairs are
-    channels i and i + hd/2, as in Llama's published weights, so both tables repeat their hd/2 angles twice.
+    channels i and i + hd/2, as in transformers' Llama (Meta's own files pair neighbors), so both tables hold their
+    hd/2 angles twice.
     """
     if head_size % 2:
         raise ValueError(f"rotary positions turn pairs of channels: head_size must be even, not {head_size}")

@@ -224,7 +224,7 @@ softmax_backward = Exercise(
         Mistake(
             lambda w, g: w * (1 - w) * g,
             "You use the diagonal of the Jacobian alone, the rule of a sigmoid. A score also moves the "
-            "other weights of its row: dw_j/ds_i = -w_i w_j for j ≠ i.",
+            "other weights of its row: dw_i/da_j = -w_i w_j for i ≠ j.",
         ),
         Mistake(
             lambda w, g: g - (w * g).sum(dim=-1, keepdim=True),
