@@ -187,7 +187,7 @@ def _add_train(commands: Any) -> None:
         choices=("small", "large", "tiny"),
         default="small",
         help="a size with its training settings; tiny: seconds, to try things out; small: minutes on two "
-        "cores; large: a GPU, or an hour or more of CPU",
+        "cores; large: a GPU, or hours of CPU",
     )
     train.add_argument(
         "--tokenizer",
