@@ -99,12 +99,11 @@ def run_data_list(args: argparse.Namespace) -> None:
 
 def run_data_get(args: argparse.Namespace) -> None:
     """`llmfs data get`."""
-    from llmfs.corpus import load_texts
+    from llmfs.corpus import count_bytes, load_texts
     from llmfs.tokenizer import atomic_file
 
     texts = load_texts(args.name, progress=True)
-    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    print(f"{args.name}: {len(texts):,} documents, {n_bytes:,} bytes")
+    print(f"{args.name}: {len(texts):,} documents, {count_bytes(texts):,} bytes")
     if args.out is not None:
         with atomic_file(args.out) as file:
             file.write("\n\n".join(texts).encode("utf-8", "surrogatepass"))

@@ -75,6 +75,11 @@ def load_texts(
     return _load_path(Path(source).expanduser())[:n]
 
 
+def count_bytes(texts: Iterable[str]) -> int:
+    """The length of texts in UTF-8, in bytes; a lone surrogate counts as three, as the tokenizer writes it."""
+    return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+
+
 def list_corpora() -> list[Corpus]:
     """The corpora that have a name."""
     return list(CORPORA.values())

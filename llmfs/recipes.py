@@ -25,7 +25,7 @@ from torch import nn
 from llmfs import tales
 from llmfs.checkpoint import load_checkpoint
 from llmfs.config import GPTConfig
-from llmfs.corpus import cache_dir
+from llmfs.corpus import cache_dir, count_bytes
 from llmfs.data import document_starts, encode_documents, get_batch, sequential_batches, split, story_batches
 from llmfs.evaluate import accuracy_by, bits_per_byte, evaluate, measure_recalls
 from llmfs.gpt import GPT
@@ -259,7 +259,7 @@ def train_on_text(
     tokens, held_out_tokens = (encode_documents(tokenizer, part, progress=progress) for part in (learn, held_out))
     if len(held_out_tokens) < 2:
         raise ValueError("the text is too short to hold a tenth of it out; give a longer one")
-    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in held_out)
+    n_bytes = count_bytes(held_out)
     config = GPTConfig(vocab_size=tokenizer.vocab_size, **recipe.model)
     model = GPT(config, generator=torch.Generator().manual_seed(seed)).to(device)
 
@@ -287,8 +287,7 @@ def text_loss(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str]) -> t
     """-> the model's loss on these texts in nats a token, and in bits a byte."""
     tokens = encode_documents(tokenizer, texts)
     loss = evaluate(model, sequential_batches(tokens, 16, model.config.block_size))  # type: ignore[arg-type, union-attr]
-    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    return loss, bits_per_byte(loss, len(tokens) - 1, n_bytes)
+    return loss, bits_per_byte(loss, len(tokens) - 1, count_bytes(texts))
 
 
 def tales_report(model: nn.Module, tokenizer: BPETokenizer, n: int) -> str:
