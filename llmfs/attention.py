@@ -45,10 +45,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
     q (B, H, T, hd), k and v (B, H, S, hd); mask as there; None means causal. -> (B, H, T, hd)
     """
-    n_query, n_key = q.shape[-2], k.shape[-2]
-    if q.device.type != "cpu":  # fused kernels, which need not write the (T, S) scores to memory
-        if mask is None and n_query == n_key:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    n_query, n_key, on_cpu = q.shape[-2], k.shape[-2], q.device.type == "cpu"
+    # Fused kernels need not write the (T, S) scores to memory. On the CPU that pays where no gradient will need them.
+    fused = not on_cpu or torch.is_inference_mode_enabled()
+    if fused and mask is None and n_query in (1, n_key):  # the last query sees every key: a single one needs no mask
+        return F.scaled_dot_product_attention(q, k, v, is_causal=n_query > 1)
+    if not on_cpu:
         mask = causal_mask(n_query, n_key, q.device) if mask is None else mask
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if mask is not None:
@@ -102,7 +104,7 @@ class KVCache:
         self.length += n
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+        """Forget all but the first `length` tokens. Raises ValueError where there are not so many."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot cut a cache of {self.length} tokens to {length}")
         self.length = length

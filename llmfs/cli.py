@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmfs import cli_experiments, cli_tuning
+from llmfs.cli_common import DEVICE_HELP, SOURCE_HELP, Help, command, find_device, joined, tokenizer_of
+
 if TYPE_CHECKING:  # torch takes seconds to import: `llmfs --help` does without
     from llmfs.recipes import Recipe
     from llmfs.tokenizer import Tokenizer
+    from llmfs.train import History
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command -> its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run one command -> its exit code: 0, 1 where it cannot go on, 2 for a user's mistake, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character gets a "?" for it
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -31,9 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"llmfs: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         from llmfs.train import TrainingError
 
+        if isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", str(error)):
+            print(
+                "llmfs: error: there is not enough memory for this: use a smaller model, fewer or shorter rows, "
+                f"or less text ({' '.join(str(error).split()):.200})",
+                file=sys.stderr,
+            )
+            return 1
         if not isinstance(error, TrainingError):
             raise
         print(f"llmfs: {error}", file=sys.stderr)
@@ -47,8 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     parser = argparse.ArgumentParser(
         prog="llmfs",
-        description="Train, sample and evaluate small GPTs; the companion of the book LLM From Scratch.",
-        formatter_class=_Help,
+        description="Train, sample, evaluate and fine-tune small GPTs; the companion of the book LLM From Scratch.",
+        formatter_class=Help,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_data(commands)
@@ -56,35 +69,19 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_generate(commands)
     _add_evaluate(commands)
+    cli_tuning.add_commands(commands)
+    cli_experiments.add_commands(commands)
     return parser
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but not where the default is to leave a thing out."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS):
-            return action.help
-        return super()._get_help_string(action)
-
-
-def _command(commands: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, formatter_class=_Help)
-    parser.set_defaults(run=run)
-    return parser
-
-
-SOURCE_HELP = "a text file, a folder of .txt and .md files, or the name of a corpus (llmfs data list)"
 
 
 # --- data ----------------------------------------------------------------------------------------------
 
 
 def _add_data(commands: Any) -> None:
-    group = commands.add_parser("data", help="corpora: list them, fetch one", formatter_class=_Help)
+    group = commands.add_parser("data", help="corpora: list them, fetch one", formatter_class=Help)
     sub = group.add_subparsers(required=True, metavar="COMMAND")
-    _command(sub, "list", run_data_list, "list the corpora that have a name")
-    get = _command(sub, "get", run_data_get, "fetch a corpus once, check it, and print what it holds")
+    command(sub, "list", run_data_list, "list the corpora that have a name")
+    get = command(sub, "get", run_data_get, "fetch a corpus once, check it, and print what it holds")
     get.add_argument("name", help="the corpus")
     get.add_argument("--out", type=Path, help="also write its text to this file")
 
@@ -95,6 +92,8 @@ def run_data_list(args: argparse.Namespace) -> None:
 
     for corpus in list_corpora():
         print(f"{corpus.name:18} {corpus.description}\n{'':18} {corpus.size}; {corpus.license}")
+        if any(file.checksum.startswith("size:") for file in corpus.parts().values()):
+            print(f"{'':18} no hash of it is known: its size is checked, and that it stays the same")
 
 
 def run_data_get(args: argparse.Namespace) -> None:
@@ -114,9 +113,9 @@ def run_data_get(args: argparse.Namespace) -> None:
 
 
 def _add_tokenizer(commands: Any) -> None:
-    group = commands.add_parser("tokenizer", help="train a tokenizer, encode, decode", formatter_class=_Help)
+    group = commands.add_parser("tokenizer", help="train a tokenizer, encode, decode", formatter_class=Help)
     sub = group.add_subparsers(required=True, metavar="COMMAND")
-    train = _command(sub, "train", run_tokenizer_train, "learn a tokenizer from text and write it to a file")
+    train = command(sub, "train", run_tokenizer_train, "learn a tokenizer from text and write it to a file")
     train.add_argument("source", help=SOURCE_HELP)
     train.add_argument("--out", type=Path, required=True, help="the file to write (JSON)")
     train.add_argument("--kind", choices=("bpe", "char", "word"), default="bpe", help="what a token is")
@@ -124,10 +123,10 @@ def _add_tokenizer(commands: Any) -> None:
     train.add_argument(
         "--pattern", choices=("gpt2", "gpt4"), default="gpt2", help="how text is cut before merging (bpe)"
     )
-    encode = _command(sub, "encode", run_tokenizer_encode, "turn text into ids")
+    encode = command(sub, "encode", run_tokenizer_encode, "turn text into ids")
     encode.add_argument("tokenizer", type=Path, help="the tokenizer's file")
     encode.add_argument("text", nargs="?", help="the text; left out: standard input")
-    decode = _command(sub, "decode", run_tokenizer_decode, "turn ids into text")
+    decode = command(sub, "decode", run_tokenizer_decode, "turn ids into text")
     decode.add_argument("tokenizer", type=Path, help="the tokenizer's file")
     decode.add_argument("ids", nargs="*", type=int, help="the ids; left out: standard input")
 
@@ -146,6 +145,8 @@ def run_tokenizer_encode(args: argparse.Namespace) -> None:
     from llmfs.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)
+    if args.text is None and isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", newline="")  # "\r\n" stays what it is
     print(*tokenizer.encode(sys.stdin.read() if args.text is None else args.text))
 
 
@@ -161,7 +162,7 @@ def run_tokenizer_decode(args: argparse.Namespace) -> None:
     print(tokenizer.decode(ids))
 
 
-def _train_tokenizer(texts: list[str], kind: str, vocab_size: int, pattern: str) -> Tokenizer:
+def _train_tokenizer(texts: list[str], kind: str, vocab_size: int, pattern: str, progress: bool = True) -> Tokenizer:
     from llmfs import tokenizer
     from llmfs.recipes import END
 
@@ -169,18 +170,25 @@ def _train_tokenizer(texts: list[str], kind: str, vocab_size: int, pattern: str)
         return tokenizer.CharTokenizer.train(texts, special_tokens=[END])
     if kind == "word":
         return tokenizer.WordTokenizer.train(texts, vocab_size, special_tokens=[END])
-    return tokenizer.BPETokenizer.train(texts, vocab_size, pattern=pattern, special_tokens=[END], progress=True)
+    return tokenizer.BPETokenizer.train(texts, vocab_size, pattern=pattern, special_tokens=[END], progress=progress)
 
 
 # --- train ---------------------------------------------------------------------------------------------
 
 
 def _add_train(commands: Any) -> None:
-    train = _command(
+    train = command(
         commands, "train", run_train, "train a model on text; the newest checkpoint and its tokenizer stay in a folder"
     )
     train.add_argument("source", help=SOURCE_HELP)
     train.add_argument("--out", type=Path, required=True, help="the run's folder")
+    train.add_argument(
+        "--model",
+        choices=("gpt", "mini-transformer", "char-rnn", "word-rnn", "lstm-attention"),
+        default="gpt",
+        help="what kind of model",
+    )
+    train.add_argument("--cell", choices=("lstm", "gru", "rnn"), help="of a recurrent model")
     train.add_argument(
         "--preset",
         choices=("small", "large", "tiny"),
@@ -192,12 +200,12 @@ def _add_train(commands: Any) -> None:
         "--tokenizer",
         default=None,
         metavar="KIND|FILE",
-        help="bpe, char or word, learned from the text, or a tokenizer's file; left out: bpe",
+        help="bpe, char or word, learned from the text, or a tokenizer's file; left out: what the model reads best",
     )
     train.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="tokens in all, where one is learned")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run's folder")
     train.add_argument("--seed", type=int, default=0, help="of initial weights, batches and dropout")
-    train.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the best there is")
+    train.add_argument("--device", default="auto", help=DEVICE_HELP)
     model = train.add_argument_group("model, in place of the preset's")
     for flag, text in (
         ("n-layer", "blocks"),
@@ -211,7 +219,7 @@ def _add_train(commands: Any) -> None:
     for flag, text in (
         ("steps", "optimizer steps"),
         ("rows", "rows a batch"),
-        ("seq-len", "tokens a row"),
+        ("seq-len", "tokens per row"),
         ("accumulate", "batches a step"),
         ("eval-every", "steps between evaluations"),
         ("save-every", "steps between checkpoints"),
@@ -220,15 +228,18 @@ def _add_train(commands: Any) -> None:
     how.add_argument("--lr", type=float, help="AdamW's peak learning rate")
     how.add_argument("--matrix-lr", type=float, help="Muon's peak learning rate")
     how.add_argument("--optimizer", choices=("muon", "adamw"), help="for the blocks' matrices")
+    how.add_argument(
+        "--shard",
+        action="store_true",
+        default=None,
+        help="under torchrun: every process keeps a part of each weight (FSDP), not a copy of all",
+    )
     how.add_argument("--precision", choices=("float32", "bf16"), help="of the forward pass")
 
 
 def run_train(args: argparse.Namespace) -> None:
     """`llmfs train`."""
-    from llmfs import recipes
     from llmfs.checkpoint import list_checkpoints
-    from llmfs.corpus import load_texts
-    from llmfs.tokenizer import load_tokenizer
 
     found = list_checkpoints(args.out)
     if found and not args.resume:
@@ -237,21 +248,13 @@ def run_train(args: argparse.Namespace) -> None:
         )
     if args.resume and not found:
         raise ValueError(f"there is nothing to resume in {args.out}")
-    on_tales = args.source == "tales" and args.tokenizer is None
-    recipe = _recipe((recipes.RECIPES if on_tales else recipes.TEXT_RECIPES)[args.preset], args)
-    settings = dict(seed=args.seed, device=_device(args.device), progress=True, resume=args.resume)
-    if on_tales:
-        recipe = dataclasses.replace(recipe, vocab_size=args.vocab_size)
-        history = recipes.train_on_tales(recipe, args.out, **settings)
-    else:
-        texts = load_texts(args.source, progress=True)
-        if found:
-            tokenizer = load_tokenizer(found[-1] / "tokenizer.json")
-        elif args.tokenizer in (None, "bpe", "char", "word"):
-            tokenizer = _train_tokenizer(texts, args.tokenizer or "bpe", args.vocab_size, "gpt2")
-        else:
-            tokenizer = load_tokenizer(args.tokenizer)
-        history = recipes.train_on_text(recipe, texts, tokenizer, args.out, **settings)
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed is {args.seed}; expected a number from 0 to {2**63 - 1}")
+    device = find_device(args.device)
+    with joined(device) as speaks:
+        history = _train(args, found, device, speaks)
+    if not speaks:
+        return
     last = history.evals[-1] if history.evals else {}
     print(
         f"trained {len(history.loss):,} steps on {history.tokens[-1]:,} tokens in {history.seconds[-1]:.0f} s; "
@@ -260,7 +263,34 @@ def run_train(args: argparse.Namespace) -> None:
     )
 
 
-LABELS = {"loss": "held-out loss, nats a token:", "floor": "the lowest possible:", "bits_per_byte": "bits a byte:"}
+def _train(args: argparse.Namespace, found: list[Path], device: str, progress: bool) -> History:
+    """Train what `run_train` was asked for."""
+    from llmfs import recipes
+    from llmfs.corpus import load_texts
+    from llmfs.tokenizer import load_tokenizer
+
+    kind = recipes.TEXT_MODELS[args.model]
+    on_tales = args.source == "tales" and args.tokenizer is None and args.model == "gpt"
+    recipe = _recipe((recipes.RECIPES if on_tales else kind.presets)[args.preset], args)
+    settings = dict(seed=args.seed, device=device, progress=progress, resume=args.resume)
+    if on_tales:
+        recipe = dataclasses.replace(recipe, vocab_size=args.vocab_size)
+        if recipe.rows > recipe.n_tales:
+            raise ValueError(
+                f"--rows is {recipe.rows}, but this preset trains on {recipe.n_tales} tales: use fewer rows"
+            )
+        return recipes.train_on_tales(recipe, args.out, **settings)
+    texts = load_texts(args.source, progress=progress)
+    if found:
+        tokenizer = load_tokenizer(found[-1] / "tokenizer.json")
+    elif args.tokenizer in (None, "bpe", "char", "word"):
+        tokenizer = _train_tokenizer(texts, args.tokenizer or kind.tokenizer, args.vocab_size, "gpt2", progress)
+    else:
+        tokenizer = load_tokenizer(args.tokenizer)
+    return recipes.train_on_text(recipe, texts, tokenizer, args.out, kind=args.model, **settings)
+
+
+LABELS = {"loss": "held-out loss, nats per token:", "floor": "the lowest possible:", "bits_per_byte": "bits per byte:"}
 
 
 def _recipe(recipe: Recipe, args: argparse.Namespace) -> Recipe:
@@ -269,12 +299,14 @@ def _recipe(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
-    model = {**recipe.model, **given("n_layer", "n_head", "n_embd", "block_size", "dropout")}
+    model = {**recipe.model, **given("n_layer", "n_head", "n_embd", "block_size", "dropout", "cell")}
     if "n_embd" in given("n_embd"):
         model.pop("d_ff", None)  # follows from the width
     train = dataclasses.replace(
         recipe.train,
-        **given("steps", "accumulate", "eval_every", "save_every", "lr", "matrix_lr", "optimizer", "precision"),
+        **given(
+            "steps", "accumulate", "eval_every", "save_every", "lr", "matrix_lr", "optimizer", "precision", "shard"
+        ),
     )
     changed = dataclasses.replace(recipe, model=model, train=train, **given("rows", "seq_len"))
     if changed.seq_len > model["block_size"]:
@@ -284,24 +316,11 @@ def _recipe(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     return changed
 
 
-def _device(name: str) -> str:
-    """The device to use; auto: the best there is. Raises ValueError for one that is not there."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return name
-
-
 # --- generate and evaluate -----------------------------------------------------------------------------
 
 
 def _add_generate(commands: Any) -> None:
-    generate = _command(commands, "generate", run_generate, "let a trained model write; the text streams as it comes")
+    generate = command(commands, "generate", run_generate, "let a trained model write; the text streams as it comes")
     generate.add_argument("run_dir", type=Path, metavar="run", help="the run's folder, or one checkpoint's")
     generate.add_argument("--prompt", default="", help="what to go on from; left out: the start of a text")
     generate.add_argument("--tokens", type=int, default=200, metavar="N", help="at most this many tokens")
@@ -314,8 +333,14 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument(
         "--repetition-penalty", type=float, default=1.0, help="above 1: tokens seen before become rarer"
     )
+    generate.add_argument(
+        "--beams",
+        type=int,
+        metavar="N",
+        help="search for the likeliest text with N beams, in place of drawing tokens; it comes all at once",
+    )
     generate.add_argument("--seed", type=int, help="the same seed gives the same text; left out: another each time")
-    generate.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto")
+    generate.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
 def run_generate(args: argparse.Namespace) -> None:
@@ -326,17 +351,23 @@ def run_generate(args: argparse.Namespace) -> None:
 
     from llmfs.checkpoint import load_checkpoint
     from llmfs.recipes import END
-    from llmfs.sample import generate
+    from llmfs.sample import beam_search, generate
 
-    device = _device(args.device)
+    device = find_device(args.device)
     if args.tokens < 1:
         raise ValueError(f"--tokens is {args.tokens}; expected at least 1")
     checkpoint = load_checkpoint(args.run_dir, device=device)
-    tokenizer = _its_tokenizer(checkpoint)
+    tokenizer = tokenizer_of(checkpoint)
     end = tokenizer.special_tokens.get(END)
     ids = ([] if end is None else [end]) + tokenizer.encode(args.prompt)
     if not ids:
         raise ValueError("this model's tokenizer has no token that begins a text; give a --prompt")
+    stop = set() if end is None else {end}
+    if args.beams is not None:
+        prompt = torch.tensor([ids], device=device)
+        best = beam_search(checkpoint.model, prompt, args.tokens, args.beams, stop=stop)[0][0]
+        print(args.prompt + tokenizer.decode([id for id in best.ids if id != end]))
+        return
     generator = torch.Generator(device)
     generator.seed() if args.seed is None else generator.manual_seed(args.seed)
     # A character may be split between tokens: show it when its last byte is there.
@@ -352,7 +383,7 @@ def run_generate(args: argparse.Namespace) -> None:
         top_p=args.top_p,
         min_p=args.min_p,
         repetition_penalty=args.repetition_penalty,
-        stop=() if end is None else {end},
+        stop=stop,
     ):
         if token.item() != end:
             print(decoder.decode(tokenizer.token_bytes(int(token))), end="", flush=True)
@@ -360,11 +391,11 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    evaluate = _command(commands, "evaluate", run_evaluate, "measure a trained model on text that it has not seen")
+    evaluate = command(commands, "evaluate", run_evaluate, "measure a trained model on text that it has not seen")
     evaluate.add_argument("run_dir", type=Path, metavar="run", help="the run's folder, or one checkpoint's")
     evaluate.add_argument("source", help=SOURCE_HELP + "; tales: stories that no training run sees")
     evaluate.add_argument("--tales", type=int, default=500, metavar="N", help="how many stories, for tales")
-    evaluate.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto")
+    evaluate.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -374,21 +405,15 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from llmfs.corpus import load_texts
     from llmfs.evaluate import perplexity
 
-    checkpoint = load_checkpoint(args.run_dir, device=_device(args.device))
-    tokenizer = _its_tokenizer(checkpoint)
+    checkpoint = load_checkpoint(args.run_dir, device=find_device(args.device))
+    tokenizer = tokenizer_of(checkpoint)
     if args.source == "tales":
         report = recipes.tales_report(checkpoint.model, tokenizer, args.tales)
         print(report)
         return
     texts = load_texts(args.source, progress=True)
     loss, bpb = recipes.text_loss(checkpoint.model, tokenizer, texts)
-    print(f"loss {loss:.4f} nats a token, perplexity {perplexity(loss):.2f}, {bpb:.4f} bits a byte")
-
-
-def _its_tokenizer(checkpoint: Any) -> Any:
-    if checkpoint.tokenizer is None:
-        raise ValueError(f"{checkpoint.path} holds no tokenizer.json, so its ids mean nothing")
-    return checkpoint.tokenizer
+    print(f"loss {loss:.4f} nats per token, perplexity {perplexity(loss):.2f}, {bpb:.4f} bits per byte")
 
 
 def run() -> None:

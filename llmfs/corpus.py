@@ -2,16 +2,20 @@
 
 `load_texts` gives a list of documents, whatever the source. Real corpora are downloaded once, checked, and
 kept in `cache_dir()`. The folder that the environment variable LLMFS_DATA names is looked in first, so that a
-machine without a network can be given the files.
+machine without a network can be given the files. Every file is checked by a hash, each time it is read. Of TinyStories
+none is known: its size is checked, and the SHA-256 of the first file seen is kept, which later ones must have.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
+import shutil
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -35,6 +39,11 @@ class RemoteFile:
     name: str  # where it lies below LLMFS_DATA and below the cache, such as "kjv/Genesis.json"
     url: str
     checksum: str  # "sha256:...", "git:..." (a git blob's id), or "size:..." (bytes) where no hash is known
+
+    @property
+    def digest_path(self) -> Path:
+        """Where the SHA-256 is kept of a file of which only the size is known: beside it in the cache."""
+        return _inside(cache_dir(), f"{self.name}.sha256")
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,10 @@ def _split_number(source: str | Path) -> tuple[str | None, int | None]:
 
 
 def load_corpus(name: str, *, progress: bool = False) -> list[str]:
-    """The documents of a downloaded corpus, or of one part of it ("kjv/Genesis")."""
+    """The documents of a downloaded corpus, or of one part of it ("kjv/Genesis").
+
+    Raises CorpusError for an unknown part, and for a file that cannot be had.
+    """
     corpus_name, _, part = name.partition("/")
     corpus = CORPORA[corpus_name]
     parts = corpus.parts()
@@ -129,46 +141,111 @@ def load_corpus(name: str, *, progress: bool = False) -> list[str]:
 
 
 def fetch(file: RemoteFile, *, progress: bool = False) -> Path:
-    """The path of the file on this machine: in LLMFS_DATA, in the cache, or downloaded into the cache."""
-    import pooch
+    """The path of the file on this machine: in LLMFS_DATA, in the cache, or downloaded into the cache.
 
+    What lies in the cache and is damaged is downloaded again. Of several processes that want the same file, one
+    fetches it and the others wait. Where only the size of the published file is known, the first one is trusted, with a
+    warning, and its SHA-256 kept: a file that differs from it later is damaged or has been changed. Raises CorpusError
+    where it cannot be had, or is not what was published.
+    """
     if folder := os.environ.get("LLMFS_DATA"):
-        given = Path(folder).expanduser() / file.name
+        given = _inside(Path(folder).expanduser(), file.name)
         if given.is_file():
-            if not has_checksum(given, file.checksum):
-                raise CorpusError(f"{given} is not the published file: it should have {file.checksum}")
+            if not has_checksum(given, _known_checksum(file)):
+                raise CorpusError(f"{given} is not the published file: {_expectation(file)}")
+            with contextlib.suppress(OSError):  # a cache that cannot be written keeps nothing
+                _keep_digest(file, given)
             return given
-    cached = cache_dir() / file.name
-    if cached.is_file() and has_checksum(cached, file.checksum):
-        return cached
-    cached.unlink(missing_ok=True)  # pooch keeps a file whose hash it is not told
-    pooch.get_logger().setLevel("WARNING")
-    try:
-        known_hash = file.checksum if file.checksum.startswith("sha256:") else None
-        pooch.retrieve(file.url, known_hash, file.name, cache_dir(), progressbar=progress)
-    except OSError as error:
-        raise CorpusError(
-            f"{file.url} could not be downloaded ({type(error).__name__}). Where there is no network, put "
-            f"the file at {cached}, or as {file.name} into the folder that LLMFS_DATA names"
-        ) from error
-    except ValueError as error:
-        raise CorpusError(f"what {file.url} gave is not the published file: {error}") from error
-    if not has_checksum(cached, file.checksum):
-        cached.unlink()
-        raise CorpusError(f"what {file.url} gave is not the published file: it should have {file.checksum}")
+    cached = _inside(cache_dir(), file.name)
+    if not has_checksum(cached, _known_checksum(file)) or _known_checksum(file).startswith("size:"):
+        from filelock import FileLock
+
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(cached.with_name(f".{cached.name}.lock")):
+                if not has_checksum(cached, _known_checksum(file)):  # another process may have fetched it meanwhile
+                    _download(file, cached, progress=progress)
+                _keep_digest(file, cached)
+        except OSError as error:
+            raise CorpusError(
+                f"{file.url} could not be downloaded ({type(error).__name__}: {error!s:.200}). Where there is no "
+                f"network, put the file at {cached}, or as {file.name} into the folder that LLMFS_DATA names"
+            ) from error
     return cached
 
 
+def _download(file: RemoteFile, target: Path, *, progress: bool) -> None:
+    """Fetch the file into a folder of its own, check it, and only then put it in its place."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    partial = target.with_name(f".{target.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        got = Path(pooch.retrieve(file.url, None, target.name, partial, progressbar=progress))
+        if not has_checksum(got, _known_checksum(file)):
+            raise CorpusError(f"what {file.url} gave is not the published file: {_expectation(file)}")
+        os.replace(got, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _known_checksum(file: RemoteFile) -> str:
+    """The published hash; where there is none, that of the first file seen; before there was one, the size."""
+    if file.checksum.startswith("size:") and file.digest_path.is_file():
+        return f"sha256:{file.digest_path.read_text(encoding='utf-8', errors='replace').strip()}"
+    return file.checksum
+
+
+def _expectation(file: RemoteFile) -> str:
+    """What a file should have been, and what to do where the publisher has changed it."""
+    known = _known_checksum(file)
+    if known == file.checksum:
+        return f"it should have {known}"
+    return f"it should have {known}, as the first one had; to accept another, delete {file.digest_path}"
+
+
+def _keep_digest(file: RemoteFile, path: Path) -> None:
+    """Of a file of which only the size is known, keep the SHA-256 of the first one seen, and say so."""
+    if not _known_checksum(file).startswith("size:"):
+        return
+    digest = _digest(path, hashlib.sha256())
+    partial = file.digest_path.with_name(f".{file.digest_path.name}.{os.getpid()}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(f"{digest}\n", encoding="utf-8")
+    os.replace(partial, file.digest_path)
+    warnings.warn(
+        f"{path} was checked by its size alone: no hash of {file.url} is known. Its SHA-256, {digest}, is kept in "
+        f"{file.digest_path}, and must be the same from now on",
+        stacklevel=2,
+    )
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """folder/name; CorpusError where that lies elsewhere, as for "../name"."""
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(os.path.normpath(folder)):
+        raise CorpusError(f"the file {name!r} would lie outside the folder {folder}")
+    return path
+
+
 def has_checksum(path: Path, checksum: str) -> bool:
-    """Whether the file has this "sha256:...", "git:..." or "size:..."."""
+    """Whether there is such a file, and it has this "sha256:...", "git:..." or "size:..."."""
     kind, _, expected = checksum.partition(":")
+    if not path.is_file():
+        return False
     if kind == "size":
         return path.stat().st_size == int(expected)
-    digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    begun = hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    return _digest(path, begun) == expected
+
+
+def _digest(path: Path, begun: hashlib._Hash) -> str:
+    """The hash that was begun, carried on over the file: hexadecimal digits."""
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest() == expected
+            begun.update(block)
+    return begun.hexdigest()
 
 
 def _github(repository: str, commit: str, path: str) -> str:

@@ -7,6 +7,7 @@ would have seen, and nothing about the data need be saved.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +37,7 @@ class DataError(ValueError):
 
 
 def token_dtype(vocab_size: int) -> type[np.uint16 | np.uint32]:
-    """The smallest type that holds every id: two bytes a token up to 65,536 ids, then four."""
+    """The smallest type that holds every id: two bytes per token up to 65,536 ids, then four."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
@@ -74,17 +75,18 @@ def document_starts(tokens: Tokens, eot_id: int) -> Positions:
 
 
 def save_tokens(path: str | Path, tokens: Tokens, fingerprint: str) -> None:
-    """Write ids (N,) as a safetensors file, with the fingerprint of the tokenizer that made them.
+    """Write ids (N,) as a safetensors file, with their SHA-256 and the fingerprint of the tokenizer that made them.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. Raises DataError for anything but a row of uint16 or uint32.
     """
     if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype not in _DTYPES.values():
         raise DataError(
             f"a token file holds a row of uint16 or uint32; got {tokens.dtype} of shape {tokens.shape}"
         )
-    metadata = {"format": _FORMAT, "tokenizer": fingerprint}
+    ids = np.ascontiguousarray(tokens)
+    metadata = {"format": _FORMAT, "tokenizer": fingerprint, "sha256": hashlib.sha256(ids.data).hexdigest()}
     with atomic_file(path) as file:
-        file.write(to_safetensors({"tokens": np.ascontiguousarray(tokens)}, metadata))
+        file.write(to_safetensors({"tokens": ids}, metadata))
 
 
 def load_tokens(
@@ -92,25 +94,27 @@ def load_tokens(
 ) -> Tokens:
     """The ids (N,) of a file that `save_tokens` wrote, read-only, mapped into memory and read when used.
 
-    Raises DataError for a file that is damaged or of another kind; for one made by a tokenizer with another
-    fingerprint; and for an id that is not below vocab_size (this reads the file once).
+    Raises DataError for a file that is damaged or of another kind (this reads it once); for one made by a tokenizer
+    with another fingerprint; and for an id that is not below vocab_size.
     """
     path = Path(path)
     try:
-        dtype, n, made_by = _read_header(path)
+        dtype, n, made_by, sha256 = _read_header(path)
     except (SafetensorError, KeyError) as error:
         raise DataError(f"{path} is not a token file, or it is damaged: {error}") from error
     if fingerprint is not None and made_by != fingerprint:
         raise DataError(f"{path} was made by tokenizer {made_by}, not by {fingerprint}; encode again")
     offset = path.stat().st_size - n * dtype.itemsize  # the ids are the only tensor, and so the file's end
     tokens: Tokens = np.memmap(path, dtype, mode="r", offset=offset, shape=(n,))
+    if sha256 is not None and hashlib.sha256(tokens.data).hexdigest() != sha256:
+        raise DataError(f"{path} is damaged: its ids are not those that were written; encode again")
     if vocab_size is not None and (largest := int(tokens.max())) >= vocab_size:
         raise DataError(f"{path} holds the id {largest}; the vocabulary has {vocab_size}, from 0")
     return tokens
 
 
-def _read_header(path: Path) -> tuple[np.dtype[Any], int, str]:
-    """The ids' type, how many they are, and the fingerprint of their tokenizer."""
+def _read_header(path: Path) -> tuple[np.dtype[Any], int, str, str | None]:
+    """The ids' type, how many they are, the fingerprint of their tokenizer, and their SHA-256 (older files: none)."""
     with safe_open(path, framework="numpy") as file:  # compares the header with the length of the file
         metadata = file.metadata() or {}
         if metadata.get("format") != _FORMAT or list(file.keys()) != ["tokens"]:
@@ -119,7 +123,7 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int, str]:
         shape = ids.get_shape()
         if ids.get_dtype() not in _DTYPES or len(shape) != 1 or shape[0] == 0:
             raise DataError(f"{path} is not a token file: {ids.get_dtype()} of shape {shape}")
-        return np.dtype(_DTYPES[ids.get_dtype()]), shape[0], metadata["tokenizer"]
+        return np.dtype(_DTYPES[ids.get_dtype()]), shape[0], metadata["tokenizer"], metadata.get("sha256")
 
 
 # --- a held-out set --------------------------------------------------------------------------------------
@@ -129,7 +133,8 @@ def split(documents: Sequence[str], fraction: float, *, seed: int = 0) -> tuple[
     """documents -> (training documents, held-out documents).
 
     Whole documents are held out, drawn at random, and copies of one text go to the same side: nothing that is
-    measured on was trained on. Both sides keep the order. A single document is cut by `split_text` instead.
+    measured on was trained on. Both sides keep the order. A single document is cut by `split_text` instead. Raises
+    DataError for a fraction outside (0, 1), and where there are no two different documents.
     """
     if isinstance(documents, str):
         raise DataError("split takes a list of documents; for one long text use split_text")
@@ -153,7 +158,7 @@ def split_text(text: S, fraction: float) -> tuple[S, S]:
     """One long text, or its ids (N,) -> (first part, last part); the last `fraction` is held out.
 
     A text is cut at the next end of a line. Not at random: what lies between two training parts of a text
-    that continues would be half known.
+    that continues would be half known. Raises DataError for a fraction outside (0, 1) and a text too short to cut.
     """
     _check_fraction(fraction)
     cut = len(text) - max(1, round(fraction * len(text)))
@@ -182,7 +187,8 @@ def get_batch(
     (step, rank).
 
     starts: where rows may begin, ascending, such as `document_starts(tokens, eot_id)`; None: anywhere. Only
-    those from which T + 1 ids remain are used. Raises DataError where there are none.
+    those from which T + 1 ids remain are used. Raises DataError where there are none, and where the batch is
+    larger than a text that may be cut anywhere.
     """
     _check_sizes(B, T)
     if min(seed, step, rank) < 0:
@@ -190,6 +196,10 @@ def get_batch(
     last = len(tokens) - (T + 1)  # the last position at which a row can begin
     if last < 0:
         raise DataError(f"the text has {len(tokens)} tokens; a row of {T} and its targets need {T + 1}")
+    if starts is None and len(tokens) < B * T:
+        raise DataError(
+            f"a batch of {B} rows of {T} tokens is larger than the text of {len(tokens)}: use fewer or shorter rows"
+        )
     n_choices = last + 1 if starts is None else int(np.searchsorted(starts, last, side="right"))
     if n_choices == 0:
         raise DataError(f"no start is followed by the {T + 1} tokens that a row of {T} and its targets need")
@@ -205,7 +215,7 @@ def sequential_batches(tokens: Tokens, B: int, T: int) -> Iterator[tuple[Tensor,
     """Every token but the first as a target exactly once, in order: x (b, T), y (b, T), int64, b <= B.
 
     For evaluation. The text is cut into rows of T; where the last one is not full, x is filled with id 0 and
-    y with IGNORE_INDEX. The last batch may have fewer rows.
+    y with IGNORE_INDEX. The last batch may have fewer rows. Raises DataError for a text of fewer than 2 tokens.
     """
     _check_sizes(B, T)
     n_targets = len(tokens) - 1
@@ -225,7 +235,8 @@ def story_batches(documents: Sequence[Sequence[int]], B: int) -> Iterator[tuple[
     """Whole documents, one a row: x (b, T), y (b, T), int64, in the order given; b <= B, T the longest's.
 
     documents: the ids of each, with the end-of-text tokens around it that are to be read and predicted.
-    Shorter ones are filled at the end, x with id 0 and y with IGNORE_INDEX.
+    Shorter ones are filled at the end, x with id 0 and y with IGNORE_INDEX. Raises DataError for a document of fewer
+    than 2 tokens.
     """
     _check_sizes(B, 1)
     for k, document in enumerate(documents):

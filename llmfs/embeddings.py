@@ -26,7 +26,7 @@ def rope_tables(positions: Tensor, head_size: int, theta: float = 10000.0) -> tu
 
     Pair i of a head's channels turns by theta^(-2i/hd) radians a position (Su et al. 2021). The pairs are
     channels i and i + hd/2, as in transformers' Llama (Meta's own files pair neighbors), so both tables hold their
-    hd/2 angles twice.
+    hd/2 angles twice. Raises ValueError for an odd head size.
     """
     if head_size % 2:
         raise ValueError(f"rotary positions turn pairs of channels: head_size must be even, not {head_size}")

@@ -61,7 +61,8 @@ class Muon(torch.optim.Optimizer):
     """For matrices: the momentum, made orthogonal, is the step (Jordan et al. 2024).
 
     Every direction in the matrix moves equally far, however small its gradient, so lr is the length of the step
-    in each direction. Only for 2-D weights inside the model; tables, heads and norms want AdamW.
+    in each direction. Only for 2-D weights inside the model; tables, heads and norms want AdamW. Raises ValueError for
+    a tensor of another shape, and for a rate or momentum out of range.
     """
 
     def __init__(
@@ -99,8 +100,10 @@ class Muon(torch.optim.Optimizer):
         rows, columns = matrices[0].shape
         # A tall matrix gets a longer step, so that its outputs move as far as those of a square one.
         scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
-        for p, step in zip(matrices, orthogonalize(torch.stack(ahead)).to(matrices[0].dtype)):
-            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=scale)
+        # The whole matrix is needed for this, also where each process holds some of its rows.
+        steps = orthogonalize(torch.stack([gather(step) for step in ahead])).to(matrices[0].dtype)
+        for p, step in zip(matrices, steps):
+            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(shard_like(step, p), alpha=scale)
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -145,7 +148,9 @@ def clip_grad_norm_(params: Iterable[nn.Parameter], max_norm: float) -> float:
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         return 0.0
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads])).item()
+    # Of whole gradients: parts would add up in another order, and Muon, which rounds to bfloat16, makes much of a
+    # last bit. So a run in several processes is that in one.
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gather(g).float()) for g in grads])).item()
     if math.isfinite(norm) and norm > max_norm:
         for g in grads:
             g.mul_(max_norm / (norm + 1e-6))
@@ -168,3 +173,26 @@ def split_params(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
         [p for p in learned if id(p) in tables],
         [p for p in learned if p.dim() < 2 and id(p) not in tables],
     )
+
+
+def is_sharded(value: object) -> bool:
+    """Whether this is a tensor of which each process holds a part (a `DTensor`)."""
+    return hasattr(value, "full_tensor")  # to import the class takes a second
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which each process holds a part; any other tensor as it is.
+
+    Every process must call this at the same point, since the parts are exchanged.
+    """
+    whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return whole
+
+
+def shard_like(whole: Tensor, like: Tensor) -> Tensor:
+    """Share out a whole tensor, which every process has, as `like` is, of the same shape: the inverse of `gather`."""
+    if not is_sharded(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]

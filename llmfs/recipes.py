@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from filelock import FileLock
 from torch import nn
 
 from llmfs import tales
-from llmfs.checkpoint import load_checkpoint
+from llmfs.checkpoint import MODELS, load_checkpoint
 from llmfs.config import GPTConfig
 from llmfs.corpus import cache_dir, count_bytes
 from llmfs.data import document_starts, encode_documents, get_batch, sequential_batches, split, story_batches
@@ -41,11 +42,11 @@ TRAIN_SEED, HELD_OUT_SEED = 1, 2  # of the tales; different seeds share no rando
 class Recipe:
     """How one of the book's models is made."""
 
-    model: dict[str, Any]  # fields of GPTConfig; the vocabulary size is the tokenizer's
+    model: dict[str, Any]  # fields of GPTConfig or RNNConfig; the vocabulary size is the tokenizer's
     train: TrainConfig
     n_tales: int = 0  # stories to train on, for recipes on tales
     rows: int = 16  # rows a batch
-    seq_len: int = 256  # tokens a row
+    seq_len: int = 256  # tokens per row
     vocab_size: int = 1024  # of the book's tokenizer
 
 
@@ -68,13 +69,20 @@ RECIPES = {
     "small": Recipe(
         SHAPE,
         TrainConfig(
-            steps=1_100, lr=1e-2, matrix_lr=0.01, warmup_steps=50, constant=0.4, precision="bf16", eval_every=100
+            steps=1_100,
+            lr=1e-2,
+            matrix_lr=0.01,
+            warmup_steps=50,
+            constant=0.4,
+            vector_final=0.5,
+            precision="bf16",
+            eval_every=100,
         ),
         n_tales=60_000,
     ),
     "tiny": Recipe(
         {**SHAPE, "n_layer": 2, "n_head": 2, "n_embd": 64, "d_ff": 128},
-        TrainConfig(steps=30, lr=1e-2, matrix_lr=0.01, eval_every=15),
+        TrainConfig(steps=30, lr=1e-2, matrix_lr=0.01, vector_final=0.5, eval_every=15),
         n_tales=2_000,
         rows=8,
         seq_len=128,
@@ -82,12 +90,25 @@ RECIPES = {
     "large": Recipe(
         {**SHAPE, "n_layer": 6, "n_head": 8, "n_embd": 256, "d_ff": 704},
         TrainConfig(
-            steps=6_000, lr=5e-3, matrix_lr=0.01, warmup_steps=100, precision="bf16", eval_every=250, save_every=500
+            steps=6_000,
+            lr=5e-3,
+            matrix_lr=0.01,
+            warmup_steps=100,
+            vector_final=0.5,
+            precision="bf16",
+            eval_every=250,
+            save_every=500,
         ),
         n_tales=300_000,
     ),
 }
 
+
+# What determines the weights of a model of the tales: whole modules, and functions of this one.
+MODEL_CODE = (
+    *("attention", "checkpoint", "config", "data", "embeddings", "evaluate", "gpt", "layers", "optim", "tales"),
+    *("tokenizer", "train", "recipes.book_tokenizer", "recipes.train_on_tales"),
+)
 
 # For any other text. About a megabyte of it, as Tiny Shakespeare is, is learned in the time of "small".
 TEXT_SHAPE = dict(block_size=128, n_layer=4, n_head=4, n_embd=128, qk_norm=True)
@@ -110,6 +131,85 @@ TEXT_RECIPES = {
 }
 
 
+@dataclass(frozen=True)
+class TextModel:
+    """A kind of model that can be trained on any text."""
+
+    tokenizer: str  # that it reads with where none is asked for: bpe, char or word
+    model: str  # its kind, as checkpoints name it: one of MODELS
+    presets: dict[str, Recipe]
+
+
+def _text_presets(shape: dict[str, Any], train: TrainConfig, *, seq_len: int, rows: int) -> dict[str, Recipe]:
+    """One shape as "small", cut down as "tiny", and twice as wide and deep as "large"."""
+    halved = {name: max(1, size // 2) for name, size in shape.items() if name in ("n_layer", "n_head")}
+    dropout = max(0.1, shape.get("dropout", 0.0))
+    doubled = {"n_layer": 2 * shape["n_layer"], "n_embd": 2 * shape["n_embd"], "dropout": dropout}
+    return {
+        "small": Recipe(shape, train, rows=rows, seq_len=seq_len),
+        "tiny": Recipe(
+            {**shape, **halved, "n_embd": 64},
+            dataclasses.replace(train, steps=100, eval_every=50, save_every=0),
+            rows=8,
+            seq_len=min(64, seq_len),
+        ),
+        "large": Recipe(
+            {**shape, **doubled}, dataclasses.replace(train, steps=10 * train.steps), rows=rows, seq_len=seq_len
+        ),
+    }
+
+
+_HOW = TrainConfig(steps=1_300, matrix_lr=0.02, warmup_steps=20, eval_every=250, save_every=500)
+TEXT_MODELS = {
+    "gpt": TextModel("bpe", "gpt", TEXT_RECIPES),
+    # The Transformer with the fewest ideas: characters, learned positions, LayerNorm, GELU.
+    "mini-transformer": TextModel(
+        "char",
+        "gpt",
+        _text_presets(
+            dict(
+                block_size=128, n_layer=2, n_head=4, n_embd=128, pos="learned", norm="layernorm", mlp="gelu", bias=True
+            ),
+            dataclasses.replace(_HOW, lr=1e-2, matrix_lr=0.04, precision="bf16"),
+            seq_len=128,
+            rows=32,
+        ),
+    ),
+    # One wide layer; carried over longer rows than it learns from, its state is worth a little more.
+    "char-rnn": TextModel(
+        "char",
+        "rnn",
+        _text_presets(
+            dict(block_size=512, n_layer=1, n_embd=512, dropout=0.2),
+            dataclasses.replace(_HOW, steps=900, matrix_lr=0.03, precision="bf16"),
+            seq_len=64,
+            rows=64,
+        ),
+    ),
+    "word-rnn": TextModel(
+        "word",
+        "rnn",
+        # A megabyte holds few words for so many parameters: dropout, and fewer steps.
+        _text_presets(
+            dict(block_size=64, n_layer=1, n_embd=192, dropout=0.3),
+            dataclasses.replace(_HOW, steps=500, lr=1e-2, matrix_lr=0.04),
+            seq_len=64,
+            rows=32,
+        ),
+    ),
+    "lstm-attention": TextModel(
+        "bpe",
+        "rnn",
+        _text_presets(
+            dict(block_size=128, n_layer=1, n_embd=192, attention=True),
+            dataclasses.replace(_HOW, lr=1e-2, matrix_lr=0.04),
+            seq_len=128,
+            rows=16,
+        ),
+    ),
+}
+
+
 def book_tokenizer(vocab_size: int = 1024, *, progress: bool = True) -> BPETokenizer:
     """The byte-level BPE that the book's models read with, trained on tales."""
 
@@ -117,7 +217,7 @@ def book_tokenizer(vocab_size: int = 1024, *, progress: bool = True) -> BPEToken
         texts = [tale.text for tale in tales.stories(6_000, TRAIN_SEED)]
         BPETokenizer.train(texts, vocab_size, special_tokens=[END], progress=progress).save(folder / "tokenizer.json")
 
-    folder = kept("tokenizer", {"vocab_size": vocab_size}, ("tales", "tokenizer"), make)
+    folder = kept("tokenizer", {"vocab_size": vocab_size}, ["tales", "tokenizer", "recipes.book_tokenizer"], make)
     return BPETokenizer.load(folder / "tokenizer.json")
 
 
@@ -129,25 +229,10 @@ def book_model(name: str = "small", *, seed: int = 0, progress: bool = True) -> 
     if name not in RECIPES:
         raise ValueError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
-    parts = (
-        "attention",
-        "checkpoint",
-        "config",
-        "data",
-        "embeddings",
-        "evaluate",
-        "gpt",
-        "layers",
-        "optim",
-        "sample",
-        "tales",
-        "tokenizer",
-        "train",
-    )
     folder = kept(
         f"model-{name}",
         {"recipe": dataclasses.asdict(recipe), "seed": seed},
-        parts,
+        MODEL_CODE,
         lambda folder: train_on_tales(recipe, folder, seed=seed, progress=progress),
     )
     checkpoint = load_checkpoint(folder)
@@ -161,7 +246,7 @@ def held_out_tales(n: int) -> list[tales.Tale]:
 
 
 def tales_loss(model: nn.Module, tokenizer: BPETokenizer, stories: Sequence[tales.Tale]) -> tuple[float, float]:
-    """-> (the model's loss, the lowest loss that any model can have) on these stories, in nats a token.
+    """-> (the model's loss, the lowest loss that any model can have) on these stories, in nats per token.
 
     Every story is read alone, and its end counts as a token. The second number is exact: the mean of -log p(story)
     under the grammar that wrote them.
@@ -236,7 +321,8 @@ def train_on_tales(
         progress=progress,
         resume=resume,
     )
-    (run_dir / "history.json").write_text(json.dumps(dataclasses.asdict(history)), encoding="utf-8")
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        (run_dir / "history.json").write_text(json.dumps(dataclasses.asdict(history)), encoding="utf-8")
     return history
 
 
@@ -246,6 +332,7 @@ def train_on_text(
     tokenizer: Tokenizer,
     run_dir: Path,
     *,
+    kind: str = "gpt",
     seed: int = 0,
     progress: bool = True,
     resume: bool = False,
@@ -253,21 +340,31 @@ def train_on_text(
 ) -> History:
     """Train a model of the recipe's shape on any text, the last tenth of it held out -> the history.
 
-    Every evaluation adds the loss on the held-out text, in nats a token and in bits a byte.
+    kind: one of `TEXT_MODELS`. Every evaluation adds the held-out loss, in nats per token and bits per byte.
+    Raises ValueError for a text that is too short.
     """
     learn, held_out = split(texts, 0.1)
     tokens, held_out_tokens = (encode_documents(tokenizer, part, progress=progress) for part in (learn, held_out))
     if len(held_out_tokens) < 2:
         raise ValueError("the text is too short to hold a tenth of it out; give a longer one")
+    if recipe.model["block_size"] > len(tokens):
+        raise ValueError(
+            f"a block of {recipe.model['block_size']} tokens is longer than the text to learn from, "
+            f"{len(tokens)} tokens: use a shorter block or a longer text"
+        )
     n_bytes = count_bytes(held_out)
-    config = GPTConfig(vocab_size=tokenizer.vocab_size, **recipe.model)
-    model = GPT(config, generator=torch.Generator().manual_seed(seed)).to(device)
+    fields = {"vocab_size": tokenizer.vocab_size, **recipe.model}
+    make, read_config = MODELS[TEXT_MODELS[kind].model]
+    model = make(read_config(fields), generator=torch.Generator().manual_seed(seed)).to(device)
 
     def batches(step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
         return get_batch(tokens, recipe.rows, recipe.seq_len, seed=seed, step=step, rank=micro)
 
+    # A recurrent model reads on past the length of the rows that it learned from; a GPT has met no later position.
+    length = model.config.block_size if TEXT_MODELS[kind].model == "rnn" else recipe.seq_len
+
     def watch(model: nn.Module) -> dict[str, Any]:
-        loss = evaluate(model, sequential_batches(held_out_tokens, 16, recipe.seq_len))
+        loss = evaluate(model, sequential_batches(held_out_tokens, 16, length))
         return {"loss": loss, "bits_per_byte": bits_per_byte(loss, len(held_out_tokens) - 1, n_bytes)}
 
     batches(0, 0)  # a text that is too short for one batch is refused before anything is made
@@ -284,7 +381,7 @@ def train_on_text(
 
 
 def text_loss(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[float, float]:
-    """-> the model's loss on these texts in nats a token, and in bits a byte."""
+    """-> the model's loss on these texts in nats per token, and in bits per byte."""
     tokens = encode_documents(tokenizer, texts)
     loss = evaluate(model, sequential_batches(tokens, 16, model.config.block_size))  # type: ignore[arg-type, union-attr]
     return loss, bits_per_byte(loss, len(tokens) - 1, count_bytes(texts))
@@ -296,7 +393,7 @@ def tales_report(model: nn.Module, tokenizer: BPETokenizer, n: int) -> str:
     loss, floor = tales_loss(model, tokenizer, stories)
     hits = measure_recalls(model, tokenizer, stories, end_id=tokenizer.special_tokens[END])
     lines = [
-        f"loss {loss:.4f} nats a token on {n} unseen tales; the lowest possible is {floor:.4f}, "
+        f"loss {loss:.4f} nats per token on {n} unseen tales; the lowest possible is {floor:.4f}, "
         f"so {loss - floor:.4f} is left to learn",
         "",
         "recall by kind",
@@ -324,13 +421,13 @@ def tales_report(model: nn.Module, tokenizer: BPETokenizer, n: int) -> str:
 DISTANCES = (5, 20, 50, 100, 10**6)  # upper ends, in words
 
 
-def kept(name: str, settings: dict[str, Any], modules: Sequence[str], make: Callable[[Path], object]) -> Path:
+def kept(name: str, settings: dict[str, Any], code: Sequence[str], make: Callable[[Path], object]) -> Path:
     """The folder of a kept result. make(folder) fills it where it is not there yet, in one process at a time.
 
-    settings and the code of `modules` (of llmfs, and this one) decide whether what is there still holds.
+    settings and `code` (modules of llmfs, or "module.function") decide whether what is there still holds.
     """
     key = hashlib.sha256(
-        json.dumps([settings, torch.__version__, *map(code_digest, [*modules, "recipes"])], sort_keys=True).encode()
+        json.dumps([settings, torch.__version__, *map(code_digest, code)], sort_keys=True).encode()
     ).hexdigest()[:16]
     root = cache_dir() / "recipes"
     final = root / f"{name}-{key}"
@@ -347,9 +444,12 @@ def kept(name: str, settings: dict[str, Any], modules: Sequence[str], make: Call
 
 
 @functools.cache
-def code_digest(module: str) -> str:
-    """A hash of what a module of llmfs does: its syntax tree, without comments and docstrings."""
-    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+def code_digest(code: str) -> str:
+    """A hash of what a module or function of llmfs does: its syntax tree, without comments and docstrings."""
+    module, _, function = code.partition(".")
+    tree: ast.AST = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    if function:
+        tree = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function)
     for node in ast.walk(tree):
         if (
             isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))

@@ -114,6 +114,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Tale:
+    """A story, how likely the grammar is to write it, and what may be asked about it."""
+
     text: str
     logp: float  # nats: log-probability of the whole text, its end included
     recalls: tuple[Recall, ...]
@@ -243,12 +245,16 @@ class Family:
 
 @dataclass(frozen=True)
 class Slot:
+    """A place in a template that a fact of the story fills."""
+
     name: str
     space: str  # the white space before its value
 
 
 @dataclass(frozen=True)
 class Alternatives:
+    """A place in a template where one of several wordings is drawn."""
+
     options: tuple[Words, ...]  # equally likely; none is the beginning of another
 
 
@@ -389,6 +395,7 @@ class Teller:
         return "".join(words)
 
     def tale(self) -> Tale:
+        """What was told so far, as a story."""
         starts = _visible_starts(self.words)
         recalls = tuple(
             Recall(kind, starts[i], starts[j] + len(self.words[j].lstrip()), distance)
@@ -618,6 +625,7 @@ class Search:
         self._ahead = ahead
 
     def readings(self) -> Iterator[Reader]:
+        """The ways to read the text as a story, those with the fewest slips first."""
         agenda: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]
         while agenda:
             slips, _, script = heapq.heappop(agenda)
@@ -694,6 +702,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(name: str) -> Family:
+    """The family that a slot's name belongs to: "hero.animal" -> that of "animal", "thing2" -> that of "thing"."""
     return FAMILIES[name.rpartition(".")[2].rstrip("0123456789")]
 
 
@@ -1124,6 +1133,7 @@ def errands(t: Teller) -> None:
 
 
 def once_upon_a_time(t: Teller) -> None:
+    """The first sentence: who lives where."""
     t.say(
         "Once upon a time {Hero} lived at the {home}.",
         "Long ago {Hero} lived at the {home}.",
@@ -1142,6 +1152,7 @@ def good_night(t: Teller) -> None:
 
 
 def ask_animals(t: Teller, *who: str) -> None:
+    """Ask of each of these what animal it is."""
     for name in who:
         t.ask("animal", f"What is {{{name}}}?", f"{{{name}.animal}}")
 

@@ -18,15 +18,17 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import math
 import operator
 import os
 import re
 import uuid
 from abc import ABC, abstractmethod
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise, repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -53,6 +55,10 @@ VERSION = 1
 _LONG_WORD = 64  # tokens: above this a word is merged with a heap, and is not kept in the cache
 _CACHE_WORDS = 1 << 17  # words kept before the cache starts afresh
 _MAX_IDS = 0x110000  # one character per id: Python has this many code points
+_NOTHING = 2 * chr(_MAX_IDS - 1)  # no token, and behind every token in the order of strings
+_MAX_BYTES = 1 << 26  # of all tokens of a vocabulary; GPT-2's have 320,000
+_SECONDS = 5.0  # for a pattern that is not one of ours to cut a text, and 20 for each million characters
+_MAX_REPEATS = 10_000  # of counts in a pattern, multiplied
 
 AllowedSpecial = Collection[str] | Literal["all"]
 
@@ -142,9 +148,9 @@ class Tokenizer(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as JSON. The file appears whole or not at all."""
-        content = {"format": FORMAT, "version": VERSION, "type": self.kind, **self._state()}
+        content = {"format": FORMAT, "version": VERSION, "type": self.kind, "fingerprint": self.fingerprint()}
         with atomic_file(path) as file:
-            file.write(json.dumps(content).encode())
+            file.write(json.dumps({**content, **self._state()}).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -194,9 +200,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not isinstance(kind, str) or kind not in types:
         raise TokenizerError(f"{path} has type {kind!r}; known types are {', '.join(types)}")
     try:
-        return types[kind]._from_state(content)
+        tokenizer = types[kind]._from_state(content)
+        written = content.get("fingerprint", tokenizer.fingerprint())  # older versions wrote none
     except (KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise TokenizerError(f"{path} is damaged: {type(error).__name__}: {error!s:.500}") from error
+    if written != tokenizer.fingerprint():
+        raise TokenizerError(f"{path} is damaged: its tokens are not those that were written")
+    return tokenizer
 
 
 def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
@@ -204,11 +214,13 @@ def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
     if isinstance(special_tokens, str):
         raise ValueError(f"special_tokens is one string, {special_tokens!r}; give a list of strings")
     tokens = list(special_tokens)
-    for k, token in enumerate(tokens):
+    seen: set[str] = set()
+    for token in tokens:
         if not isinstance(token, str) or not token:
             raise ValueError(f"a special token is a string of at least one character, not {token!r}")
-        if token in tokens[:k]:
-            raise ValueError(f"special token {token!r} is given twice")
+        if token in seen:
+            raise ValueError(f"special token {token!r:.200} is given twice")
+        seen.add(token)
     return tokens
 
 
@@ -343,7 +355,7 @@ class WordTokenizer(_TableTokenizer):
     A token is a word (letters, digits, apostrophes inside) with the space before it, one other sign with the
     space before it, or one whitespace character. A word that is not in the vocabulary becomes `<unk>`, after
     the space that stood before it. That loses the word: `decode(encode(text))` equals text only if every word
-    is known.
+    is known. Raises ValueError for words without the space, or special tokens without `<unk>`.
     """
 
     kind = "word"
@@ -368,6 +380,7 @@ class WordTokenizer(_TableTokenizer):
         """The tokenizer of the most frequent words of texts, of all of them if vocab_size is None.
 
         vocab_size counts `<unk>` and special_tokens. Ids follow the frequency; equal ones, the alphabet.
+        Raises ValueError for a vocab_size that leaves no room for a word.
         """
         counts: Counter[str] = Counter()
         for text in _documents(texts, progress, "words"):
@@ -530,64 +543,86 @@ class PairIndex:
             heapq.heappush(self.heap, (-n, after))
 
 
-def changed_neighbors(pieces: list[str], pair: str, new: str) -> list[tuple[str, str]]:
-    """The pairs beside a merge, before and after it: [(old pair, new pair), ...].
+def changed_neighbors(pieces: list[str], pair: str, new: str) -> Iterator[tuple[str, str]]:
+    """The pairs beside a merge, before and after it: (old pair, new pair), ..., one at a time to save memory.
 
     pieces is a word split at the pair: in "xaby", split at "ab", "xa" becomes "xN" and "by" becomes "Ny".
     Two occurrences side by side, "abab", turn the pair "ba" between them into "NN".
     """
     first, second = pair[0], pair[1]
-    changes = []
     for k in range(1, len(pieces)):  # the occurrence between pieces[k - 1] and pieces[k]
         left, right = pieces[k - 1], pieces[k]
         if left:
-            changes.append((left[-1] + first, left[-1] + new))
+            yield left[-1] + first, left[-1] + new
         elif k > 1:
-            changes.append((second + first, new + new))
+            yield second + first, new + new
         if right:
-            changes.append((second + right[0], new + right[0]))
-    return changes
+            yield second + right[0], new + right[0]
 
 
 # --- byte-level BPE: encoding --------------------------------------------------------------------------
 
 
 def merge_short_word(word: str, merged: Mapping[str, str]) -> str:
-    """Merge the pair learned first, everywhere in the word, until no pair is left that was learned.
+    """Merge the pair learned first, and the leftmost of equal ones, until no pair is left that was learned.
 
     merged: {pair: the token it makes}. A token learned earlier is a smaller character, so `min` finds it.
     Takes time in proportion to length times merges: for words, not for pages.
     """
-    while learned := {merged[pair]: pair for pair in pairs(word) if pair in merged}:
-        new = min(learned)
-        word = word.replace(learned[new], new)
-    return word
+    tokens = list(word)
+    made = list(map(merged.get, pairs(word), repeat(_NOTHING)))  # by each token and the one behind it
+    while made and (new := min(made)) != _NOTHING:
+        i = made.index(new)
+        tokens[i : i + 2] = [new]
+        del made[i]
+        if i > 0:
+            made[i - 1] = merged.get(tokens[i - 1] + new, _NOTHING)
+        if i < len(made):
+            made[i] = merged.get(new + tokens[i + 1], _NOTHING)
+    return "".join(tokens)
 
 
 def merge_long_word(word: str, merged: Mapping[str, str]) -> str:
-    """What `merge_short_word` gives, in O(n log n): a linked list of tokens and a heap of possible merges."""
+    """What `merge_short_word` gives, in time and memory in proportion to the length.
+
+    A linked list of tokens, and for each token that can be made the places where. Tokens are made in the order in which
+    they were learned, each from the left; a merge only offers places for tokens that were learned later.
+    """
     tokens = list(word)  # a token that was merged into the one before it is ""
-    before = list(range(-1, len(tokens) - 1))
-    after = [*range(1, len(tokens)), -1]
-    heap = [(merged[pair], i) for i, pair in enumerate(pairs(word)) if pair in merged]
-    heapq.heapify(heap)
+    before = array("i", range(-1, len(tokens) - 1))  # an array takes a tenth of a list's memory
+    after = array("i", chain(range(1, len(tokens)), [-1]))
+    places: dict[str, array[int]] = {}
+    waiting: list[str] = []  # the keys of places, as a heap
 
-    def offer(i: int, j: int) -> None:
-        if i >= 0 and j >= 0 and (made := merged.get(tokens[i] + tokens[j])) is not None:
-            heapq.heappush(heap, (made, i))
+    def offer(i: int, pair: str) -> None:
+        if (made := merged.get(pair)) is not None:
+            if made not in places:
+                places[made] = array("i")
+                heapq.heappush(waiting, made)
+            places[made].append(i)
 
-    while heap:
-        new, i = heapq.heappop(heap)
-        j = after[i]
-        if j < 0 or not tokens[i] or merged.get(tokens[i] + tokens[j]) != new:
-            continue  # one of the two has been merged with another neighbor since
-        tokens[i], tokens[j] = new, ""
-        after[i] = after[j]
-        if after[i] >= 0:
-            before[after[i]] = i
-        offer(before[i], i)
-        offer(i, after[i])
+    for i, pair in enumerate(pairs(word)):
+        offer(i, pair)
+    while waiting:
+        new = heapq.heappop(waiting)
+        for i in _in_order(places.pop(new)):
+            j = after[i]
+            if j < 0 or merged.get(tokens[i] + tokens[j]) != new:
+                continue  # one of the two has been merged with another neighbor since
+            tokens[i], tokens[j] = new, ""
+            after[i] = k = after[j]
+            if before[i] >= 0:
+                offer(before[i], tokens[before[i]] + new)
+            if k >= 0:
+                before[k] = i
+                offer(i, new + tokens[k])
     return "".join(tokens)
+
+
+def _in_order(numbers: array[int]) -> Iterable[int]:
+    """The numbers, ascending; those that are so already are not copied."""
+    ordered = all(map(operator.lt, numbers, islice(numbers, 1, None)))
+    return numbers if ordered else sorted(numbers)
 
 
 class _WordCache(dict[str, list[int]]):
@@ -630,7 +665,8 @@ class BPETokenizer(Tokenizer):
         super().__init__(256 + len(merges), special_tokens)
         self.pattern = PATTERNS.get(pattern, pattern)
         self._merges = [(operator.index(a), operator.index(b)) for a, b in merges]
-        self._split = compile_pattern(self.pattern).findall
+        compiled = compile_pattern(self.pattern)
+        self._split = compiled.findall if self.pattern in PATTERNS.values() else _in_good_time(compiled)
         self._bytes = dict(enumerate(vocabulary(self._merges)))
         self._bytes |= {id: text.encode("utf-8", "surrogatepass") for id, text in self._special_text.items()}
         self._cache = _WordCache({chr(a) + chr(b): chr(256 + k) for k, (a, b) in enumerate(self._merges)})
@@ -648,9 +684,10 @@ class BPETokenizer(Tokenizer):
         """Learn merges from texts until there are vocab_size ids, special tokens included.
 
         texts is one string, or an iterable of documents, which is read once. Special tokens in it are left
-        out. A text too small for so many merges stops when each of its words is one token: the tokenizer's
-        `vocab_size` is then smaller than what was asked for. Of pairs that are equally frequent, the smaller
-        pair of ids is merged first.
+        out. A text too small for so many merges stops when each of its words is one token, and a word of endless
+        repeats before the tokens have too many bytes together: the tokenizer's `vocab_size` is then smaller than
+        what was asked for. Of pairs that are equally frequent, the smaller pair of ids is merged first. Raises
+        ValueError for a vocab_size below the bytes and special tokens.
         """
         specials = check_special_tokens(special_tokens)
         n_merges = vocab_size - 256 - len(specials)
@@ -666,7 +703,7 @@ class BPETokenizer(Tokenizer):
             between = re.compile(_any_of(specials).replace("(", "(?:", 1))
             documents = chain.from_iterable(map(between.split, documents))
         word_counts = count_words(documents, compile_pattern(PATTERNS.get(pattern, pattern)))
-        merges = learn_merges({to_tokens(word): n for word, n in word_counts.items()}, n_merges)
+        merges = _that_fit(learn_merges({to_tokens(word): n for word, n in word_counts.items()}, n_merges))
         if progress:
             from tqdm.auto import tqdm
 
@@ -739,45 +776,92 @@ class BPETokenizer(Tokenizer):
             merges = [(ids[left], ids[right]) for left, right in halves]
             specials = sorted((t for t in ids if ids[t] >= 256 + len(merges)), key=ids.__getitem__)
             tokenizer = cls(merges, pattern="gpt2", special_tokens=specials)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TokenizerError(
-                f"{vocab_bpe_path} and {encoder_json_path} are not GPT-2's two files: {error!r}"
+                f"{vocab_bpe_path} and {encoder_json_path} are not GPT-2's two files: {error!r:.500}"
             ) from error
-        ours = {token: id for id, token in enumerate([*_PRINTED, *map("".join, halves), *specials])}
+        ours = {token: id for id, token in enumerate([*PRINTED, *map("".join, halves), *specials])}
+        for token in specials:  # one that two others make is no special token, but one whose merge is lost
+            if any(token[:cut] in ids and token[cut:] in ids for cut in range(1, min(len(token), 256))):
+                raise TokenizerError(f"{vocab_bpe_path} is cut off: it has no merge for {token!r:.60}")
         if ours != ids:
             raise TokenizerError(f"{encoder_json_path} gives other ids than the merges of {vocab_bpe_path}")
         return tokenizer
 
 
 # GPT-2's files print a byte as the character of its number or, where that is blank, as one from U+0100 on.
-_PRINTED = [chr(byte) if id < 188 else chr(256 + id - 188) for id, byte in enumerate(BASE_BYTES)]
+PRINTED = [chr(byte) if id < 188 else chr(256 + id - 188) for id, byte in enumerate(BASE_BYTES)]
 
 
 def compile_pattern(pattern: str) -> regex.Pattern[str]:
-    """A pre-tokenizer's pattern, extended so that no character falls between two words."""
+    """A pre-tokenizer's pattern, extended so that no character falls between two words.
+
+    Raises ValueError for one that is no regular expression, has a capturing group or repeats its parts too often.
+    """
     try:
+        _check_repeats(pattern)
         compiled = regex.compile(f"{pattern}|(?s:.)")
-    except regex.error as error:
+    except (regex.error, RecursionError) as error:
         raise ValueError(
-            f"pattern {pattern!r} is not a regular expression ({error}), nor one of {', '.join(PATTERNS)}"
+            f"pattern {pattern!r:.200} is not a regular expression ({error}), nor one of {', '.join(PATTERNS)}"
         ) from error
     if compiled.groups:
-        raise ValueError(f"pattern {pattern!r} has a capturing group; write (?:...) in place of (...)")
+        raise ValueError(f"pattern {pattern!r:.200} has a capturing group; write (?:...) in place of (...)")
     return compiled
 
 
+def _in_good_time(compiled: regex.Pattern[str]) -> Callable[[str], list[str]]:
+    """`findall` of a pattern that may be anyone's: "(?:a|aa)+$" would take years on forty letters."""
+
+    def findall(text: str) -> list[str]:
+        try:
+            found: list[str] = compiled.findall(text, timeout=_SECONDS + len(text) / 50_000)
+        except TimeoutError as error:
+            raise ValueError(
+                f"pattern {compiled.pattern!r:.200} takes too long to cut this text of {len(text):,} characters"
+            ) from error
+        return found
+
+    return findall
+
+
+def _check_repeats(pattern: str) -> None:
+    """Raises ValueError for counts as in "(?:a{1000}){1000}": a compiled pattern holds what is repeated that often."""
+    counts = (int(n[:10]) for n in re.findall(r"\{(\d+)", pattern))
+    if math.prod(max(1, n) for n in counts) > _MAX_REPEATS:
+        raise ValueError(f"pattern {pattern!r:.200} repeats its parts more than {_MAX_REPEATS:,} times")
+
+
 def vocabulary(merges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The bytes of every token: the 256 bytes, then the two halves of each merge put together."""
+    """The bytes of every token: the 256 bytes, then the two halves of each merge put together.
+
+    Raises ValueError for a merge of tokens that are not there yet, two that make the same, and too many.
+    """
     if len(merges) > _MAX_IDS - 256:
         raise ValueError(f"{len(merges)} merges are too many; the most possible is {_MAX_IDS - 256}")
     tokens = [bytes([byte]) for byte in BASE_BYTES]
+    room = _MAX_BYTES
     for a, b in merges:
         if not (0 <= a < len(tokens) and 0 <= b < len(tokens)):
             raise ValueError(f"merge ({a}, {b}) makes token {len(tokens)}, so its parts must be below that")
+        room -= len(tokens[a]) + len(tokens[b])
+        if room < 0:  # forty merges of a token with itself would make one of a terabyte
+            raise ValueError(f"the tokens up to {len(tokens)} have more than {_MAX_BYTES:,} bytes together")
         tokens.append(tokens[a] + tokens[b])
     if len(set(tokens)) != len(tokens):
         raise ValueError("two merges make the same bytes: each token needs bytes of its own")
     return tokens
+
+
+def _that_fit(merges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The merges before the first that would give tokens more bytes than `vocabulary` takes."""
+    lengths, room = [1] * 256, _MAX_BYTES
+    for a, b in merges:
+        lengths.append(lengths[a] + lengths[b])
+        room -= lengths[-1]
+        if room < 0:
+            return
+        yield a, b
 
 
 def decode_utf8(data: bytes) -> str:

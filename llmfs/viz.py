@@ -54,7 +54,8 @@ def plot_attention(
 ) -> Axes:
     """Attention weights (T, S) as a map: a row is a query, a column the key that it looks at. -> the axes.
 
-    tokens: labels of the S keys; queries: of the T queries, where they are others.
+    tokens: labels of the S keys; queries: of the T queries, where they are others. Raises ValueError where there are
+    not so many.
     """
     import matplotlib.pyplot as plt
 

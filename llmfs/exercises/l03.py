@@ -152,6 +152,10 @@ attention = Exercise(
             "square root.",
         ),
         Mistake(
+            lambda q, k, v: _attention(q, k, v, scale=1 / math.sqrt(v.shape[-1])),
+            "You divide by the square root of the width of the values. A score is a sum over the width of q: take q.shape[-1].",
+        ),
+        Mistake(
             _other_scale(lambda q, k: math.sqrt(q.shape[-1])),
             "You multiply the scores by √d: that makes the spread larger still. Divide.",
         ),

@@ -29,6 +29,7 @@ def _adamw(
     correct: bool = True,
     eps_inside: bool = False,
     forget: bool = False,
+    late: bool = False,
 ) -> Step:
     """One step with beta 0.9 and 0.99 and eps 1e-8; the options plant mistakes."""
     if l2:
@@ -36,6 +37,8 @@ def _adamw(
     mean, square = 0.9 * mean + 0.1 * grad, 0.99 * square + 0.01 * grad * grad
     m, v = (mean / (1 - 0.9**t), square / (1 - 0.99**t)) if correct else (mean, square)
     root = (v + 1e-8).sqrt() if eps_inside else v.sqrt() + 1e-8
+    if late:
+        return (p - lr * m / root) * (1 - lr * decay), mean, square
     shrunk = p if l2 or forget else p - lr * decay * p
     return shrunk - lr * m / root, mean, square
 
@@ -83,6 +86,10 @@ adamw_step = Exercise(
             "by 1 - 0.99**t",
         ),
         Mistake(lambda *a: _adamw(*a, eps_inside=True), "eps is added to the root, not inside it: sqrt(v) + eps"),
+        Mistake(
+            lambda *a: _adamw(*a, late=True),
+            "the weight decays after the step, and the step with it: take lr * decay * p off the old weight",
+        ),
         Mistake(lambda *a: _adamw(*a, forget=True), "nothing decays yet: take lr * decay * p off the weight"),
     ),
 )
@@ -128,6 +135,11 @@ def _best_rate(runs: dict[float, list[float]]) -> float:
     )
 
 
+def _mean_of_finite(losses: list[float]) -> float:
+    finite = list(filter(math.isfinite, losses))
+    return sum(finite) / len(finite)
+
+
 best_rate = Exercise(
     "best_rate",
     right=_best_rate,
@@ -149,6 +161,10 @@ best_rate = Exercise(
         Mistake(
             lambda runs: max(runs, key=lambda rate: sum(runs[rate]) / len(runs[rate])),
             "a lower loss is better: min, not max",
+        ),
+        Mistake(
+            lambda runs: min(runs, key=lambda rate: _mean_of_finite(runs[rate])),
+            "you average around the run that diverged; a rate that diverges for one seed is not safe. Leave it out",
         ),
         Mistake(
             lambda runs: max(rate for rate in runs if all(map(math.isfinite, runs[rate]))),
