@@ -34,7 +34,14 @@ OPTIONS = (
     "--remote-allow-origins=*",
 )
 DRAWN = """document.readyState === "complete"
+    && !document.querySelector("meta[http-equiv=refresh i]")
     && (window.MathJax?.startup?.promise?.then(() => true) ?? true)"""
+# What the protocol answers where a page goes while a command waits for it, by a redirect or a link.
+GONE = re.compile("navigated or closed|context was destroyed|Cannot find context|context with specified id")
+
+
+class PageChanged(RuntimeError):
+    """The page that a command was meant for has given way to another."""
 
 
 @dataclass
@@ -53,14 +60,13 @@ class Browser:
 
     async def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         self._calls += 1
-        await self.socket.write_message(
-            json.dumps({"id": self._calls, "method": method, "params": parameters})
-        )
+        await self.socket.write_message(json.dumps({"id": self._calls, "method": method, "params": parameters}))
         while True:
             message = json.loads(await self.socket.read_message())
             if message.get("id") == self._calls:
                 if "error" in message:
-                    raise RuntimeError(f"{method}: {message['error']}")
+                    text = message["error"]["message"]
+                    raise (PageChanged if GONE.search(text) else RuntimeError)(f"{method}: {text}")
                 return message["result"]
             self._note(message["method"], message.get("params", {}))
 
@@ -74,22 +80,30 @@ class Browser:
         elif event == "Network.requestWillBeSent":
             self.requests.append(details["request"]["url"])
 
-    def open(self, page: str, *, width: int = 1440, theme: str = "light", scripts: bool = True) -> None:
-        """Open an address and wait until its scripts have run and its formulas are drawn."""
+    def open(
+        self, page: str, *, width: int = 1440, theme: str = "light", scripts: bool = True, touch: bool = False
+    ) -> None:
+        """Open an address and wait until its scripts have run and its formulas are drawn. touch: as on a telephone."""
         self.complaints.clear()
         self.requests.clear()
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=touch)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=touch, maxTouchPoints=1)
         scheme = {"name": "prefers-color-scheme", "value": theme}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.call("Page.navigate", url=page)
-        for _ in range(100):
+        for _ in range(600):  # a busy machine draws a page of formulas in many seconds
             self.loop.run_until_complete(asyncio.sleep(0.1))
-            if self.evaluate(f"location.href !== 'about:blank' && {DRAWN}"):
+            if self._holds(f"location.href !== 'about:blank' && {DRAWN}"):
                 return
         raise TimeoutError(page)
+
+    def _holds(self, condition: str) -> bool:
+        """Whether a JavaScript expression is true; not yet, where the page goes meanwhile."""
+        try:
+            return bool(self.evaluate(condition))
+        except PageChanged:
+            return False
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression on the page; a promise is awaited."""
@@ -97,8 +111,30 @@ class Browser:
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
         )
         if "exceptionDetails" in result:
-            raise RuntimeError(result["exceptionDetails"]["exception"].get("description"))
+            details = result["exceptionDetails"]
+            raise RuntimeError(details.get("exception", {}).get("description") or details["text"])
         return result["result"].get("value")
+
+    def wait_for(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true, for up to a minute, on a busy machine."""
+        for _ in range(1200):
+            if self._holds(condition):
+                return
+            self.loop.run_until_complete(asyncio.sleep(0.05))
+        raise TimeoutError(f"{condition}; complaints: {self.complaints}")
+
+    def tap(self, element: str, *, across: float = 0.5) -> None:
+        """Touch the element that a JavaScript expression gives; across: where, as a share of its width."""
+        x, y = self.evaluate(
+            f"""(() => {{
+                const element = {element};
+                element.scrollIntoView({{behavior: "instant", block: "center"}});
+                const {{left, top, width, height}} = element.getBoundingClientRect();
+                return [left + {across} * width, top + height / 2];
+            }})()"""
+        )
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def press(self, key: str) -> None:
         """Press a key: " " or a name such as "Tab" or "ArrowDown"."""

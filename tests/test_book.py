@@ -119,6 +119,18 @@ def test_the_roadmap_of_a_narrow_lesson_page_shows_the_neighbors() -> None:
     assert all(name in narrow for name in ("Text", "L01", "L02")) and "L03" not in narrow
 
 
+def test_a_side_lesson_is_on_a_line_that_joins_the_road() -> None:
+    addresses = {"S01": "#", "S02": "S02_x.html", "L01": "L01_x.html"}
+    wide, narrow = roadmap.lesson_map("S01", addresses.get).split("<svg")[1:]
+    assert {link["href"] for link in Links(wide).found} == set(addresses.values())
+    assert all(name in narrow for name in ("S01", "S02")) and "S03" not in narrow and "L10" not in wide
+
+
+def test_every_lesson_has_a_station() -> None:
+    codes = {page.removeprefix("lessons/")[:3] for page in table_of_contents() if page.startswith("lessons/")}
+    assert codes <= set(roadmap.LESSONS)
+
+
 def test_the_roadmap_as_a_file_is_up_to_date() -> None:
     kept = REPOSITORY / "book" / "_static" / "roadmap.svg"
     assert kept.read_text("utf8") == roadmap.standalone(), "run: python book/_ext/roadmap.py"
@@ -136,9 +148,10 @@ def test_every_page_of_the_table_of_contents_exists() -> None:
     assert [page for page in table_of_contents() if not (REPOSITORY / f"{page}.md").is_file()] == []
 
 
-def test_every_lesson_is_in_the_book_in_order() -> None:
-    lessons = sorted(f"lessons/{path.stem}" for path in (REPOSITORY / "lessons").glob("L*.md"))
-    assert [page for page in table_of_contents() if page.startswith("lessons/L")] == lessons
+@pytest.mark.parametrize("letter", ["L", "S"])
+def test_every_lesson_is_in_the_book_in_order(letter: str) -> None:
+    lessons = sorted(f"lessons/{path.stem}" for path in (REPOSITORY / "lessons").glob(f"{letter}[0-9][0-9]_*.md"))
+    assert [page for page in table_of_contents() if page.startswith(f"lessons/{letter}")] == lessons
 
 
 def test_every_module_is_in_the_api() -> None:

@@ -5,10 +5,10 @@ python -m pytest -m browser
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 
 import pytest
-from chromium import PROGRAM, Browser, chromium
+from chromium import PROGRAM, Browser
 from toy_book import ToyBook
 
 pytestmark = [
@@ -36,12 +36,6 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> ToyBook:
     return book
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
 def address(book: ToyBook, page: str) -> str:
     return (book.html / page).as_uri()
 
@@ -49,9 +43,7 @@ def address(book: ToyBook, page: str) -> str:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_whole_without_a_network(
-    book: ToyBook, browser: Browser, page: str, width: int, theme: str
-) -> None:
+def test_a_page_is_whole_without_a_network(book: ToyBook, browser: Browser, page: str, width: int, theme: str) -> None:
     browser.open(address(book, page), width=width, theme=theme)
     assert browser.complaints == []
     assert [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:"))] == []
@@ -127,3 +119,70 @@ def test_the_search_works_from_disk(book: ToyBook, browser: Browser) -> None:
     })"""
     assert browser.evaluate(results) == "L01 Counting"
     assert browser.complaints == []
+
+
+OVERVIEW = """Array.from(document.querySelectorAll(".progress-list > li"), (row) => row.innerText)"""
+
+
+IMPORT = """async (text) => {
+    const input = document.querySelector(".progress-overview input[type=file]");
+    const files = new DataTransfer();
+    files.items.add(new File([text], "progress.json"));
+    input.files = files.files;
+    input.dispatchEvent(new Event("change"));
+    await new Promise((done) => setTimeout(done, 200));
+    return document.querySelector(".progress-status").textContent;
+}"""
+
+
+def import_progress(browser: Browser, text: str) -> str:
+    """Hand a file to the import button -> what the page says of it."""
+    return browser.evaluate(f"({IMPORT})({json.dumps(text)})")
+
+
+def test_progress_is_remembered_and_can_be_moved_and_cleared(book: ToyBook, browser: Browser) -> None:
+    browser.open(address(book, "lessons/L01_Counting.html"))
+    browser.evaluate("localStorage.clear()")
+    browser.open(address(book, "lessons/L01_Counting.html"))
+    browser.evaluate(f"({CHOICE})(1).querySelector('label').click()")
+    browser.evaluate("document.querySelector('.exercise .progress-check input').click()")
+    browser.evaluate("document.querySelector('.progress-lesson .progress-check input').click()")
+    assert "1 of 1 questions, 1 of 1 exercises" in browser.evaluate(
+        "document.querySelector('.progress-lesson').innerText"
+    )
+
+    browser.open(address(book, "book/index.html"), width=390)
+    browser.wait_for(f"{OVERVIEW}[0].includes('✓')")  # what the last page stored may come after this one is drawn
+    first, second = browser.evaluate(OVERVIEW)
+    assert "L01 Counting ✓" in first and "1 of 1 questions, 1 of 1 exercises" in first and "✓" not in second
+    assert browser.evaluate("document.querySelector('.progress-list progress').value") == 3
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    kept = browser.evaluate("localStorage.getItem('llmfs-progress')")
+    browser.evaluate("document.querySelector('.progress-list a').click()")
+
+    browser.open(address(book, "book/index.html"))
+    browser.evaluate("window.confirm = () => true; document.querySelectorAll('.progress-button')[2].click()")
+    assert "✓" not in "".join(browser.evaluate(OVERVIEW))
+    for wrong in ("no JSON", "{}", '{"version": 2}', "null"):
+        assert import_progress(browser, wrong).startswith("Nothing was imported")
+    hostile = '{"version": 1, "lessons": {"L02": "<img src=x onerror=alert(1)>", "L01": true}}'
+    assert import_progress(browser, hostile) == "Imported."
+    first, second = browser.evaluate(OVERVIEW)
+    assert (
+        "✓" in first and "✓" not in second and "<img" not in browser.evaluate("localStorage.getItem('llmfs-progress')")
+    )
+    assert import_progress(browser, kept) == "Imported."
+    assert "1 of 1 questions" in browser.evaluate(OVERVIEW)[0]
+    assert browser.complaints == []
+
+
+def test_nothing_can_leave_the_page(book: ToyBook, browser: Browser) -> None:
+    browser.open(address(book, "lessons/L01_Counting.html"))
+    for attempt in (
+        "fetch('https://example.com/').then(() => 'sent', () => 'refused')",
+        "new Promise((done) => { const image = new Image(); image.onload = () => done('sent');"
+        " image.onerror = () => done('refused'); image.src = 'https://example.com/x.png'; })",
+        "navigator.sendBeacon('https://example.com/', 'x') ? 'queued' : 'refused'",
+    ):
+        assert browser.evaluate(attempt) in ("refused", "queued")
+    assert sum("Content Security Policy" in complaint for complaint in browser.complaints) >= 3

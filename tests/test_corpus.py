@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -173,6 +177,150 @@ def test_without_a_network_the_error_says_where_to_put_the_file(
             load_texts("fake")
         for hint in (address, str(empty_cache / "sub" / "a.txt"), "sub/a.txt", "LLMFS_DATA"):
             assert hint in str(error.value)
+
+
+@contextmanager
+def unreliable(monkeypatch: pytest.MonkeyPatch, content: bytes, answers: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """A server that misbehaves in the ways of `answers`, one a request, then behaves -> its address and the requests."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    seen: list[str] = []
+    finished = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+        def do_GET(self) -> None:
+            how = answers.pop(0) if answers else "whole"
+            seen.append(how)
+            self.send_response(500 if how == "error" else 200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if how == "cut":
+                self.wfile.write(content[: len(content) // 2])
+                self.close_connection = True
+            elif how == "flipped":
+                self.wfile.write(content[:-1] + bytes([content[-1] ^ 1]))
+            elif how == "stuck":
+                self.wfile.write(content[: len(content) // 2])
+                self.wfile.flush()
+                finished.wait(60)
+            elif how == "slow":
+                time.sleep(0.5)
+                self.wfile.write(content)
+            else:
+                self.wfile.write(content)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}/a.txt", seen
+        finished.set()
+        http.shutdown()
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "error"])
+def test_a_download_that_fails_leaves_nothing_and_the_next_one_works(
+    how: str, monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    text = "hello " * 1000
+    with unreliable(monkeypatch, text.encode(), [how]) as (url, seen):
+        register(monkeypatch, a=RemoteFile("sub/a.txt", url, sha256(text)))
+        with pytest.raises(CorpusError, match=r"a\.txt (could not be downloaded|gave is not the published file)"):
+            load_texts("fake")
+        assert not [p for p in empty_cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")]
+        assert load_texts("fake") == [text]
+        assert seen == [how, "whole"]
+
+
+def test_two_processes_that_fetch_at_once_share_one_download(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    text = "hello " * 1000
+    script = (
+        "import sys; from llmfs.corpus import *; "
+        "print(len(fetch(RemoteFile('sub/a.txt', sys.argv[1], sys.argv[2])).read_text()))"
+    )
+    with unreliable(monkeypatch, text.encode(), ["slow", "slow", "slow"]) as (url, seen):
+        (empty_cache / "sub").mkdir(parents=True)
+        (empty_cache / "sub" / "a.txt").write_text("damaged")
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(corpus.__file__).parents[1])}
+        command = [sys.executable, "-c", script, url, sha256(text)]
+        processes = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env) for _ in range(3)
+        ]
+        outputs = [process.communicate(timeout=60)[0].decode() for process in processes]
+        assert outputs == [f"{len(text)}\n"] * 3
+        assert len(seen) == 1
+
+
+def test_a_fetch_that_is_killed_leaves_nothing_half_there(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
+    (empty_cache / "sub" / ".a.txt.part").mkdir(parents=True)  # what a killed process left
+    (empty_cache / "sub" / ".a.txt.part" / "tmp123").write_text("hel")
+    with unreliable(monkeypatch, b"hello", []) as (url, _):
+        register(monkeypatch, a=RemoteFile("sub/a.txt", url, sha256("hello")))
+        assert load_texts("fake") == ["hello"]
+    assert not (empty_cache / "sub" / ".a.txt.part").exists()
+
+
+def test_a_process_that_is_killed_while_it_fetches(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
+    text, script = "hello " * 1000, "import sys; from llmfs.corpus import *; fetch(RemoteFile('a.txt', *sys.argv[1:]))"
+    with unreliable(monkeypatch, text.encode(), ["stuck"]) as (url, seen):
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(corpus.__file__).parents[1])}
+        process = subprocess.Popen([sys.executable, "-c", script, url, sha256(text)], env=env)
+        until = time.monotonic() + 60
+        while not (seen and list(empty_cache.rglob(".a.txt.part/*"))):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not (empty_cache / "a.txt").exists()
+        register(monkeypatch, a=RemoteFile("a.txt", url, sha256(text)))
+        assert load_texts("fake") == [text] and seen == ["stuck", "whole"]
+    assert sorted(path.name for path in empty_cache.iterdir() if not path.name.endswith(".lock")) == ["a.txt"]
+
+
+def test_a_file_without_a_known_hash_is_trusted_once(
+    server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, empty_cache: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder, url = server
+    (folder / "a.txt").write_text("hello")
+    register(monkeypatch, a=RemoteFile("sub/a.txt", f"{url}/a.txt", "size:5"))
+    with pytest.warns(UserWarning, match=rf"checked by its size alone.*{sha256('hello')[7:]}"):
+        assert load_texts("fake") == ["hello"]
+    recwarn.clear()
+    record = empty_cache / "sub" / "a.txt.sha256"
+    assert f"sha256:{record.read_text().strip()}" == sha256("hello")
+    (empty_cache / "sub" / "a.txt").write_text("jello")  # damage of the same size: fetched again
+    assert load_texts("fake") == ["hello"]
+    (folder / "a.txt").write_text("cello")
+    assert load_texts("fake") == ["hello"]
+    (empty_cache / "sub" / "a.txt").unlink()
+    with pytest.raises(CorpusError, match=r"gave is not the published file.*as the first one had.*a\.txt\.sha256"):
+        load_texts("fake")  # what is published has changed
+    monkeypatch.setenv("LLMFS_DATA", str(folder))
+    with pytest.raises(CorpusError, match=r"published/sub/a\.txt is not the published file.*as the first one had"):
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a.txt").write_text("jello")
+        load_texts("fake")
+    assert not recwarn.list
+    record.unlink()  # as the error says: another is accepted
+    with pytest.warns(UserWarning, match="checked by its size alone"):
+        assert load_texts("fake") == ["jello"]
+    assert f"sha256:{record.read_text().strip()}" == sha256("jello")
+
+
+@pytest.mark.parametrize("name", ["../a.txt", "sub/../../a.txt", "/tmp/a.txt"])
+def test_a_path_cannot_leave_its_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    with unreliable(monkeypatch, b"hello", []) as (url, seen):
+        register(monkeypatch, a=RemoteFile(name, url, sha256("hello")))
+        with pytest.raises(CorpusError, match="would lie outside the folder"):
+            load_texts("fake")
+        monkeypatch.setenv("LLMFS_DATA", str(empty_cache))
+        with pytest.raises(CorpusError, match="would lie outside the folder"):
+            load_texts("fake")
+        assert not seen and not (tmp_path / "a.txt").exists()
 
 
 def test_the_folder_of_given_files_goes_first(

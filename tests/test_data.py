@@ -118,6 +118,16 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         load_tokens(tmp_path / "missing")
 
 
+def test_one_wrong_id_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    save_tokens(path, TOKENS, "f00d")
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="t is damaged: its ids are not those that were written"):
+        load_tokens(path)
+
+
 def test_only_rows_of_ids_are_saved_and_a_failure_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,8 +215,8 @@ def test_every_position_can_be_drawn() -> None:
     tokens = np.arange(10, dtype=np.uint16)
     begins = {int(x[0, 0]) for step in range(200) for x, _ in [get_batch(tokens, 1, 4, seed=0, step=step)]}
     assert begins == set(range(6))
-    x, y = get_batch(tokens, 3, 9, seed=0, step=0)  # exactly T + 1 tokens
-    assert x[:, 0].tolist() == [0, 0, 0] and y[:, -1].tolist() == [9, 9, 9]
+    x, y = get_batch(tokens, 1, 9, seed=0, step=0)  # exactly T + 1 tokens
+    assert x[:, 0].tolist() == [0] and y[:, -1].tolist() == [9]
 
 
 def test_rows_begin_at_starts() -> None:
@@ -233,6 +243,8 @@ def test_a_row_at_a_start_begins_with_the_end_of_text_token() -> None:
 def test_what_get_batch_refuses() -> None:
     with pytest.raises(DataError, match="1000 tokens; a row of 1000 and its targets need 1001"):
         get_batch(TOKENS, 1, 1000, seed=0, step=0)
+    with pytest.raises(DataError, match="10 rows of 101 tokens is larger than the text of 1000"):
+        get_batch(TOKENS, 10, 101, seed=0, step=0)
     with pytest.raises(DataError, match="at least 1"):
         get_batch(TOKENS, 0, 8, seed=0, step=0)
     with pytest.raises(DataError, match="negative"):

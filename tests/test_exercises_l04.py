@@ -183,7 +183,7 @@ def test_prune_passes():
     (zeroed(False), "saves nothing"),
     (zeroed(True), "saves nothing"),
     (lambda *a: chunked(*a[:4], a[4] - 1, a[5]), "count from 0"),
-    (lambda *a: a[:4], "should give"),  # no known mistake: described
+    (lambda *a: a[:4], "shape should be (9, 12)"),  # no known mistake: described
     (lambda *a: None, "returns nothing yet"),
 ])
 def test_prune_hints(answer, hint):

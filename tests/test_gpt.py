@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +13,7 @@ from torch import nn
 from llmfs.attention import KVCache, causal_mask
 from llmfs.config import ConfigError, GPTConfig
 from llmfs.gpt import GPT, attention_maps, hidden_states
+from llmfs.pretrained import from_gpt2, from_llama
 
 V, BLOCK = 97, 24
 SMALL = dict(vocab_size=V, block_size=BLOCK, n_layer=3, n_head=4, n_embd=32)
@@ -27,52 +32,24 @@ def ids(B: int, T: int = 17, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(seed))
 
 
-def copy_attention(block, layer, names=("q_proj", "k_proj", "v_proj", "o_proj")):
-    for name in names:
-        getattr(block.attn, name).load_state_dict(getattr(layer.self_attn, name).state_dict())
+def through_a_folder(theirs: nn.Module, load: Callable[[Path], GPT]) -> GPT:
+    """Our model with their weights, by way of the files that they save."""
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return load(Path(folder))
 
 
 def hf_gpt2() -> tuple[GPT, nn.Module]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    theirs = randomize(
-        GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=V,
-                n_positions=BLOCK,
-                n_embd=32,
-                n_layer=3,
-                n_head=4,
-                resid_pdrop=0,
-                embd_pdrop=0,
-                attn_pdrop=0,
-            )
-        ),
-        1,
+    config = GPT2Config(
+        vocab_size=V, n_positions=BLOCK, n_embd=32, n_layer=3, n_head=4, bos_token_id=None, eos_token_id=None
     )
-    ours = GPT(GPTConfig.gpt2(**SMALL, d_ff=128))
-    with torch.no_grad():
-        ours.embed.weight.copy_(theirs.transformer.wte.weight)
-        ours.pos_embed.weight.copy_(theirs.transformer.wpe.weight)
-        for block, layer in zip(ours.blocks, theirs.transformer.h):
-            C = 32
-            for i, proj in enumerate((block.attn.q_proj, block.attn.k_proj, block.attn.v_proj)):
-                proj.weight.copy_(layer.attn.c_attn.weight[:, i * C : (i + 1) * C].T)
-                proj.bias.copy_(layer.attn.c_attn.bias[i * C : (i + 1) * C])
-            for linear, conv in (
-                (block.attn.o_proj, layer.attn.c_proj),
-                (block.mlp.up_proj, layer.mlp.c_fc),
-                (block.mlp.down_proj, layer.mlp.c_proj),
-            ):
-                linear.weight.copy_(conv.weight.T)
-                linear.bias.copy_(conv.bias)
-            block.attn_norm.load_state_dict(layer.ln_1.state_dict())
-            block.mlp_norm.load_state_dict(layer.ln_2.state_dict())
-        ours.final_norm.load_state_dict(theirs.transformer.ln_f.state_dict())
-    return ours.eval(), theirs
+    theirs = randomize(GPT2LMHeadModel(config), 1)
+    return through_a_folder(theirs, from_gpt2), theirs
 
 
-def hf_llama(cls_name: str, n_kv_head: int, qk_norm: bool) -> tuple[GPT, nn.Module]:
+def hf_llama(cls_name: str, n_kv_head: int) -> tuple[GPT, nn.Module]:
     import transformers
 
     config = getattr(transformers, f"{cls_name}Config")(
@@ -89,27 +66,14 @@ def hf_llama(cls_name: str, n_kv_head: int, qk_norm: bool) -> tuple[GPT, nn.Modu
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
     theirs = randomize(getattr(transformers, f"{cls_name}ForCausalLM")(config), 2)
-    ours = GPT(GPTConfig.llama(**SMALL, n_kv_head=n_kv_head, d_ff=48, qk_norm=qk_norm))
-    with torch.no_grad():
-        ours.embed.weight.copy_(theirs.model.embed_tokens.weight)
-        ours.lm_head.weight.copy_(theirs.lm_head.weight)
-        for block, layer in zip(ours.blocks, theirs.model.layers):
-            copy_attention(block, layer)
-            block.mlp.load_state_dict(layer.mlp.state_dict())
-            block.attn_norm.weight.copy_(layer.input_layernorm.weight)
-            block.mlp_norm.weight.copy_(layer.post_attention_layernorm.weight)
-            if qk_norm:
-                block.attn.q_gain.copy_(layer.self_attn.q_norm.weight)
-                block.attn.k_gain.copy_(layer.self_attn.k_norm.weight)
-        ours.final_norm.weight.copy_(theirs.model.norm.weight)
-    return ours.eval(), theirs
+    return through_a_folder(theirs, from_llama), theirs
 
 
 REFERENCES = {
     "gpt2": hf_gpt2,
-    "llama": lambda: hf_llama("Llama", 4, False),
-    "llama, grouped queries": lambda: hf_llama("Llama", 2, False),
-    "qwen3: qk-norm, grouped queries": lambda: hf_llama("Qwen3", 2, True),
+    "llama": lambda: hf_llama("Llama", 4),
+    "llama, grouped queries": lambda: hf_llama("Llama", 2),
+    "qwen3: qk-norm, grouped queries": lambda: hf_llama("Qwen3", 2),
 }
 
 

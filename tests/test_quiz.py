@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from bs4 import BeautifulSoup, Tag
 from quiz import QuizError
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
+from toy_book import REPOSITORY
 
 Render = Callable[..., BeautifulSoup]
 
@@ -126,3 +129,14 @@ def test_an_id_is_used_once_in_the_book(render: Render) -> None:
 def test_a_page_can_be_read_again(render: Render) -> None:
     render(GOOD)
     render(GOOD + "\nMore.\n")
+
+
+def test_the_place_of_an_option_does_not_give_it_away() -> None:
+    marks = [
+        re.findall(r"^- \[([ x])\]", block, flags=re.M)
+        for lesson in (REPOSITORY / "lessons").glob("*.md")
+        for block in re.findall(r"^:::\{quiz\}.*?^:::$", lesson.read_text("utf8"), flags=re.M | re.S)
+    ]
+    places = Counter(options.index("x") for options in marks if len(options) == 3)
+    assert sum(places.values()) > 50
+    assert max(places.values()) < 0.5 * sum(places.values())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
 import string
+import subprocess
+import sys
+import time
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -229,6 +233,10 @@ def test_gpt2_files_that_do_not_agree(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="not GPT-2's two files"):
         BPETokenizer.from_gpt2_files(encoder, bpe)
     ids = json.loads(encoder.read_text(encoding="utf-8"))
+    cut = tmp_path / "vocab.bpe"
+    cut.write_text("".join(bpe.read_text(encoding="utf-8").splitlines(keepends=True)[:-3]), encoding="utf-8")
+    with pytest.raises(TokenizerError, match=r"vocab\.bpe is cut off: it has no merge for"):
+        BPETokenizer.from_gpt2_files(cut, encoder)
     ids["Ġthe"], ids["Ġa"] = ids["Ġa"], ids["Ġthe"]
     swapped = tmp_path / "encoder.json"
     swapped.write_text(json.dumps(ids), encoding="utf-8")
@@ -299,6 +307,135 @@ def test_the_worst_strings_are_encoded_in_good_time(pattern: str, sample: str) -
     assert tokenizer.decode(tokenizer.encode(sample)) == sample
 
 
+LONG = {
+    "letters": lambda n: "".join(random.Random(8).choices("abcdefghij", k=n)),  # one word, all of it merged
+    "one letter": lambda n: "a" * n,
+    "spaces, then a letter": lambda n: " " * n + "x",
+    "line ends and spaces": lambda n: "\n   " * (n // 4) + "x",
+    "quotes": lambda n: "'" * n,
+    "signs and line ends": lambda n: "!\n" * (n // 2),
+    "combining marks": lambda n: "e" + "\u0301" * n,
+    "right to left": lambda n: "\u05e9\u05dc\u05d5\u05dd \u200f" * (n // 6),
+    "zero bytes": lambda n: "\0" * n,
+    "surrogates": lambda n: "\ud800\udc00" * (n // 2),  # not a pair in a Python string, but two lone halves
+    "forged": lambda n: EOT * (n // len(EOT)),
+    "half forged": lambda n: "<|endoftext" * (n // 11),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("tokenizer", ["gpt2", "gpt4", "word", "char"])
+def test_time_grows_with_the_length(name: str, tokenizer: str) -> None:
+    """Eight times the text takes about eight times as long; a quadratic step would take 64 times."""
+    make, short = LONG[name], 8_000
+    encoder: Tokenizer = trained(tokenizer) if tokenizer in PATTERNS else _table(tokenizer, make(100))
+    seconds = []
+    for n in (short, 8 * short):
+        sample = make(n)
+        best = math.inf
+        for _ in range(3):
+            encoder._cache.clear() if isinstance(encoder, BPETokenizer) else None
+            began = time.process_time()
+            ids = encoder.encode(sample, "all" if name == "forged" else ())
+            text = encoder.decode(ids)
+            best = min(best, time.process_time() - began)
+        assert text == sample or tokenizer == "word"
+        seconds.append(best)
+    assert seconds[1] < 24 * seconds[0] + 0.05, f"{seconds[0]:.3f} s for {short}, {seconds[1]:.3f} s for {8 * short}"
+
+
+def _table(kind: str, sample: str) -> Tokenizer:
+    if kind == "char":
+        return CharTokenizer.train(sample + EOT, special_tokens=[EOT])
+    return WordTokenizer.train(sample, special_tokens=[EOT])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prose", *LONG])
+def test_a_line_of_fifty_megabytes(name: str) -> None:
+    if name == "prose":
+        sample = (PROSE.replace("\n", " ") * (50_000_000 // len(PROSE) + 1))[:50_000_000]
+    else:  # of other lines in full length see below
+        sample = LONG[name](10_000_000)
+    tokenizer = trained("gpt2")
+    assert tokenizer.decode(tokenizer.encode(sample)) == sample
+
+
+def any_line(n: int, *, surrogates: bool = False) -> str:
+    """n bytes or so of one line: a third each of all code points, of Hebrew, Arabic and marks, and of ASCII."""
+    import numpy as np
+
+    rng = np.random.default_rng(9)
+    points = rng.integers(0x110000, size=n // 2)
+    marks = np.array([*range(0x590, 0x700), *range(0x300, 0x370), 0x200F, 0x202E])
+    kind = rng.integers(3, size=len(points))
+    points = np.where(kind == 1, rng.choice(marks, len(points)), points)
+    points = np.where(kind == 2, rng.integers(0x80, size=len(points)), points)
+    plain = ~np.isin(points, [0x0A, 0x0D])
+    if not surrogates:
+        plain &= (points > 0) & ((points < 0xD800) | (points > 0xDFFF))
+    return points[plain].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
+LINES = {
+    "one letter": lambda n: "a" * n,
+    "spaces, then a letter": lambda n: " " * (n - 1) + "x",  # a text of spaces alone is empty
+    "digits": lambda n: random.Random(9).randbytes(n).translate(bytes(48 + k % 10 for k in range(256))).decode(),
+    "anything": any_line,
+}
+
+
+def run_command(*arguments: object, read: Path, write: Path) -> tuple[float, float]:
+    """llmfs tokenizer ... with a file as its input and one as its output -> its CPU seconds, and its gigabytes."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "llmfs", "tokenizer", *map(str, arguments)]
+    with open(read, "rb") as stdin, open(write, "wb") as stdout:
+        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, env=env)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINES)
+def test_fifty_megabytes_in_one_line_through_the_commands(name: str, tmp_path: Path) -> None:
+    """Trained on, encoded and decoded; ten times the text takes about ten times as long."""
+    text, saved, ids, out = (tmp_path / file for file in ("text.txt", "t.json", "ids", "out"))
+    used = []
+    for n in (5_000_000, 50_000_000):
+        text.write_bytes(LINES[name](n).encode())
+        used += [
+            run_command("train", text, "--out", saved, "--vocab-size", 300, read=text, write=out),
+            run_command("encode", saved, read=text, write=ids),
+            run_command("decode", saved, read=ids, write=out),
+        ]
+        assert out.read_bytes() == text.read_bytes() + b"\n"
+    print(*(f"{seconds:.1f} s, {gigabytes:.2f} GB" for seconds, gigabytes in used), sep="; ")
+    for (short, _), (long, gigabytes) in zip(used[:3], used[3:]):
+        assert long < 25 * short and gigabytes < 8
+
+
+@pytest.mark.slow
+def test_fifty_megabytes_of_any_code_points() -> None:
+    """Lone surrogates and zero bytes too, which no command is given."""
+    seconds = []
+    for n in (5_000_000, 50_000_000):
+        sample, began = any_line(n, surrogates=True), time.process_time()
+        tokenizer = BPETokenizer.train(sample, 300)
+        assert tokenizer.decode(tokenizer.encode(sample)) == sample
+        seconds.append(time.process_time() - began)
+    assert seconds[1] < 25 * seconds[0]
+
+
+@pytest.mark.parametrize("sample", [EOT, EOT + "<|user|>", "<|end|>" * 3, "<|endoftext|", "a<|endoftext|>b"])
+def test_special_tokens_in_a_text_stay_text(sample: str) -> None:
+    for tokenizer in (trained("gpt2"), trained("gpt4"), _table("char", sample + "user"), _table("word", sample)):
+        specials = set(tokenizer.special_tokens.values()) - {tokenizer.special_tokens.get("<unk>")}
+        assert not specials & set(tokenizer.encode(sample))
+        assert tokenizer.decode(tokenizer.encode(sample)) == sample
+
+
 def test_one_long_word_without_spaces_trains_and_encodes_like_the_libraries() -> None:
     dna = "".join(random.Random(6).choices("ACGT", k=100_000))
     tokenizer = BPETokenizer.train(dna, 400)
@@ -334,6 +471,13 @@ def test_a_small_text_gives_a_smaller_vocabulary() -> None:
     assert tokenizer.vocab_size < 300
     assert [len(tokenizer.encode(word)) for word in ("low", " low", " lower")] == [1, 1, 1]
     assert BPETokenizer.train("", 300).vocab_size == 256
+
+
+def test_endless_repeats_stop_before_the_tokens_are_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmfs.tokenizer._MAX_BYTES", 30)
+    tokenizer = BPETokenizer.train("a" * 1000, 300)
+    assert [len(tokenizer.token_bytes(id)) for id in range(256, tokenizer.vocab_size)] == [2, 4, 8, 16]
+    assert tokenizer.decode(tokenizer.encode("a" * 1000)) == "a" * 1000
 
 
 def test_special_tokens_are_no_text_to_learn_from() -> None:
@@ -538,6 +682,12 @@ def bad_bpe(**fields: object) -> bytes:
         (bad_bpe(merges=[[1]]), "ValueError"),
         (bad_bpe(merges=[[1, 900]]), "900"),
         (bad_bpe(special_tokens="abc"), "TypeError"),
+        (bad_bpe(merges=[[0, 0]] + [[256 + k, 256 + k] for k in range(60)]), "more than 67,108,864 bytes together"),
+        (bad_bpe(pattern="(" * 5000 + ")" * 5000), "not a regular expression"),
+        (bad_bpe(pattern="(?:(?:(?:a{1000}){1000}){1000}){1000}"), "repeats its parts more than 10,000 times"),
+        (bad_bpe(pattern="a{9999999999999}"), "repeats its parts"),
+        (bad_bpe(special_tokens=["x"] * 2), "given twice"),
+        (bad_bpe(fingerprint="0123"), "not those that were written"),
         (bad_file(type="char", characters=["ab"], special_tokens=[], unk_token=None), "one character"),
         (bad_file(type="word", words=["a"], special_tokens=[]), "special token"),
     ],
@@ -557,6 +707,33 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(TokenizerError, match="damaged"):
             BPETokenizer.load(path)
+
+
+def test_a_changed_merge_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    trained("gpt2").save(path)
+    content = json.loads(path.read_bytes())
+    content["merges"][-1][0] += 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match="tokens are not those that were written"):
+        load_tokenizer(path)
+    del content["fingerprint"]  # as older versions wrote it
+    path.write_text(json.dumps(content))
+    assert load_tokenizer(path).vocab_size == trained("gpt2").vocab_size
+
+
+def test_a_pattern_that_takes_forever_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmfs.tokenizer._SECONDS", 0.2)
+    tokenizer = BPETokenizer([], pattern="(?:a|aa)+$")
+    assert tokenizer.decode(tokenizer.encode("aab")) == "aab"
+    with pytest.raises(ValueError, match=r"takes too long to cut this text of 81 characters"):
+        tokenizer.encode("a" * 80 + "!")
+
+
+def test_many_special_tokens_are_checked_in_good_time() -> None:
+    began = time.process_time()
+    assert CharTokenizer("ab", special_tokens=[f"<{k}>" for k in range(50_000)]).vocab_size == 50_002
+    assert time.process_time() - began < 5
 
 
 def test_the_wrong_class_is_refused(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class ToyBook:
             shutil.copy(REPOSITORY / name, root / name)
         files = {
             "_toc.yml": TOC,
-            "book/index.md": "# A toy book\n\n```{roadmap}\n```\n",
+            "book/index.md": "# A toy book\n\n```{roadmap}\n```\n\n```{progress}\n```\n",
             "lessons/L01_Counting.md": FRONT_MATTER + LESSON_1,
             "lessons/L02_Drawing.md": FRONT_MATTER + LESSON_2,
             "tests/test_nothing.py": "def test_nothing():\n    pass\n",
