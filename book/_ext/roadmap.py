@@ -1,8 +1,9 @@
 """The ``{roadmap}`` directive: the ten lessons as stations on one line, from text to answers.
 
 On the landing page ``{roadmap}`` draws the whole map. On a lesson's page ``{roadmap} L03`` draws a smaller
-one with that station marked. Stations whose lessons are in the book link to them. Each map is drawn twice,
-for wide and for narrow columns; the style sheet shows the one that fits.
+one with that station marked; a lesson beside the ten, ``{roadmap} S01``, is on a line of its own that joins
+the road. Stations whose lessons are in the book link to them. Each map is drawn twice, for wide and for
+narrow columns; the style sheet shows the one that fits.
 
 ``python book/_ext/roadmap.py`` writes the map for pages outside the book to ``book/_static/roadmap.svg``.
 """
@@ -49,7 +50,22 @@ LINE = (
     Station("L10", "Chat", "it answers"),
     Station("", "Answers", "where it ends"),
 )
-LESSONS = tuple(station.code for station in LINE if station.code)
+# The lessons beside the ten, and the station at which their line joins the road.
+SIDE_LINES = (
+    (
+        Station("S01", "Corpus", "look before you count"),
+        Station("S02", "Gradients", "which way to move"),
+        Station("S03", "RNNs", "one word at a time"),
+        Station("S04", "LSTMs", "gates, then attention"),
+        Station("L01", "Tokens", "where the road begins"),
+    ),
+    (
+        Station("L10", "Chat", "where the road ends"),
+        Station("S05", "GPT-2", "weights of others"),
+        Station("S06", "Scale", "more of everything"),
+    ),
+)
+LESSONS = tuple(dict.fromkeys(stop.code for line in (LINE, *SIDE_LINES) for stop in line if stop.code))
 
 # The map as a file of its own has no style sheet of the book around it.
 FILE_STYLE = """
@@ -93,10 +109,13 @@ def _two_rows() -> Layout:
     return Layout("roadmap-wide", 750, 236, 24, places, turn, beside=False, show_what=True)
 
 
-def _one_row() -> Layout:
-    places = tuple((32 + 62 * column, 22) for column in range(len(LINE)))
+def _one_row(count: int) -> Layout:
+    """As wide as the page; few stations have room to say what they are."""
+    margin, show_what = (32, False) if count > 6 else (74, True)
+    step = (750 - 2 * margin) / (count - 1)
+    places = tuple((round(margin + step * column), 22) for column in range(count))
     track = f"M{places[0][0]} 22 H{places[-1][0]}"
-    return Layout("roadmap-wide", 750, 58, 16, places, track, beside=False, show_what=False)
+    return Layout("roadmap-wide", 750, 76 if show_what else 58, 16, places, track, beside=False, show_what=show_what)
 
 
 def _column(count: int) -> Layout:
@@ -177,10 +196,12 @@ def whole_map(link_to: LinkTo) -> str:
 
 
 def lesson_map(current: str, link_to: LinkTo) -> str:
-    """A lesson's map: the whole line in one row or, in a narrow column, the stations next to it."""
-    index = next(i for i, station in enumerate(LINE) if station.code == current)
-    nearby = LINE[index - 1 : index + 2]
-    wide = draw(_one_row(), LINE, current, link_to)
+    """A lesson's map: its whole line in one row or, in a narrow column, the stations next to it."""
+    line, index = next(
+        (line, i) for line in (LINE, *SIDE_LINES) for i, station in enumerate(line) if station.code == current
+    )
+    nearby = line[max(0, index - 1) : index + 2]
+    wide = draw(_one_row(len(line)), line, current, link_to)
     return wide + "\n" + draw(_column(len(nearby)), nearby, current, link_to)
 
 
