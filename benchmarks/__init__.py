@@ -1,1 +1,1 @@
-"""Measurements side by side with the libraries that a reader would otherwise use."""
+"""Measurements side by side with what a reader would otherwise use: `python -m benchmarks --help`."""
