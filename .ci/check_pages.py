@@ -9,7 +9,7 @@ failed      a cell that ended in an error
 stderr      output on stderr: warnings and progress bars
 alt         an image without a text that says what it shows (the name of a file says nothing)
 host        something that the page loads from another host (an ordinary link is fine)
-markup      MyST markup, or a marker to be filled in, left in the text
+markup      MyST markup, or a marker to be filled in, left in the text (in formulas {ref} is no markup)
 glue        a number that the prose takes from a cell, and that is missing or empty
 id          an id that is used twice on a page
 """
@@ -178,7 +178,7 @@ def _css_loads(css: str) -> Iterator[str]:
 
 def markup_left_over(page: Page, site: Site) -> Iterator[Fault]:
     for text in page.article.find_all(string=MARKUP):
-        if not any(parent.name in CODE for parent in text.parents):
+        if not any(parent.name in CODE or "math" in parent.get_attribute_list("class") for parent in text.parents):
             yield "markup", text.strip()[:100]
 
 
