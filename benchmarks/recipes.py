@@ -49,8 +49,8 @@ def run(settings: Settings, tales: str | None = None) -> Section:
     columns = ["", "parameters", "seconds", "nats per character, held out"]
     table = Table(f"{what}, {len(a):,} characters to learn from, {len(b):,} held out", columns, [])
     for name, found in (
-        ("llmfs, Muon and AdamW, bf16", ours(a, b, V, settings)),
-        ("llmfs, AdamW alone, bf16", ours(a, b, V, settings, optimizer="adamw", lr=3e-3)),
+        ("llmfs, Muon and AdamW", ours(a, b, V, settings)),
+        ("llmfs, AdamW alone", ours(a, b, V, settings, optimizer="adamw", lr=3e-3)),
         ("nanoGPT's setting, transformers", nanogpt(a, b, V, settings)),
     ):
         table.rows.append([name, found[0], round(found[1], 1), round(found[2], 3)])

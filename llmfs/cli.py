@@ -234,7 +234,9 @@ def _add_train(commands: Any) -> None:
         default=None,
         help="under torchrun: every process keeps a part of each weight (FSDP), not a copy of all",
     )
-    how.add_argument("--precision", choices=("float32", "bf16"), help="of the forward pass")
+    how.add_argument(
+        "--precision", choices=("auto", "float32", "bf16"), help="of the forward pass; auto: bf16 where it is faster"
+    )
 
 
 def run_train(args: argparse.Namespace) -> None:

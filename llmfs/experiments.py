@@ -590,7 +590,7 @@ def bits(
     for name, seed in _runs(list(tokenizers), seeds, progress):
         tokenizer = tokenizers[name]
         n = max(1, round(steps * cost["BPE"] / cost[name]))
-        recipe = recipes.Recipe(BITS_SHAPE, TrainConfig(steps=n, lr=1e-2, precision="bf16"), seq_len=seq_len)
+        recipe = recipes.Recipe(BITS_SHAPE, TrainConfig(steps=n, lr=1e-2, precision="auto"), seq_len=seq_len)
         score = train_and_score("gpt", recipe, texts, tokenizer, seed=seed, device=device, progress=progress)
         facts = {
             "vocabulary": tokenizer.vocab_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -107,19 +108,29 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Bring every singular value near 1, keeping directions: (..., rows, columns) -> the same shape, bfloat16.
+    """Bring every singular value near 1, keeping directions: (..., rows, columns) -> the same shape.
 
     Newton-Schulz: an odd polynomial of the matrix is that polynomial of its singular values, and this one
-    drives them from anywhere between 0.002 and 1 to about 0.7 to 1.2 in five rounds. The rough result is enough.
+    drives them from anywhere between 0.002 and 1 to about 0.7 to 1.2 in five rounds. The rough result is enough, so
+    that it is computed, and returned, in bfloat16 where that is faster.
     """
     a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's coefficients: steep at zero, so that small values grow fast
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if multiplies_bf16(matrices.device) else matrices.float()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     wide = x if x.shape[-2] <= x.shape[-1] else x.mT  # the product below is then the smaller of the two
     for _ in range(steps):
         gram = wide @ wide.mT
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
     return wide if x.shape[-2] <= x.shape[-1] else wide.mT
+
+
+@functools.cache
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16. Without them they take longer than in float32."""
+    if device.type == "cpu":
+        known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # since torch 2.12
+        return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cosine_lr(

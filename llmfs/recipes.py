@@ -75,7 +75,7 @@ RECIPES = {
             warmup_steps=50,
             constant=0.4,
             vector_final=0.5,
-            precision="bf16",
+            precision="auto",
             eval_every=100,
         ),
         n_tales=60_000,
@@ -95,7 +95,7 @@ RECIPES = {
             matrix_lr=0.01,
             warmup_steps=100,
             vector_final=0.5,
-            precision="bf16",
+            precision="auto",
             eval_every=250,
             save_every=500,
         ),
@@ -114,7 +114,7 @@ MODEL_CODE = (
 TEXT_SHAPE = dict(block_size=128, n_layer=4, n_head=4, n_embd=128, qk_norm=True)
 TEXT_RECIPES = {
     "small": Recipe(
-        TEXT_SHAPE, TrainConfig(steps=1_500, precision="bf16", eval_every=250, save_every=500), seq_len=128
+        TEXT_SHAPE, TrainConfig(steps=1_500, precision="auto", eval_every=250, save_every=500), seq_len=128
     ),
     "tiny": Recipe(
         {**TEXT_SHAPE, "n_layer": 2, "n_head": 2, "n_embd": 64},
@@ -124,7 +124,7 @@ TEXT_RECIPES = {
     ),
     "large": Recipe(
         {**TEXT_SHAPE, "block_size": 512, "n_layer": 8, "n_head": 8, "n_embd": 512, "dropout": 0.1},
-        TrainConfig(steps=10_000, lr=3e-3, warmup_steps=100, precision="bf16", eval_every=250, save_every=500),
+        TrainConfig(steps=10_000, lr=3e-3, warmup_steps=100, precision="auto", eval_every=250, save_every=500),
         rows=32,
         seq_len=512,
     ),
@@ -170,7 +170,7 @@ TEXT_MODELS = {
             dict(
                 block_size=128, n_layer=2, n_head=4, n_embd=128, pos="learned", norm="layernorm", mlp="gelu", bias=True
             ),
-            dataclasses.replace(_HOW, lr=1e-2, matrix_lr=0.04, precision="bf16"),
+            dataclasses.replace(_HOW, lr=1e-2, matrix_lr=0.04, precision="auto"),
             seq_len=128,
             rows=32,
         ),
@@ -181,7 +181,7 @@ TEXT_MODELS = {
         "rnn",
         _text_presets(
             dict(block_size=512, n_layer=1, n_embd=512, dropout=0.2),
-            dataclasses.replace(_HOW, steps=900, matrix_lr=0.03, precision="bf16"),
+            dataclasses.replace(_HOW, steps=900, matrix_lr=0.03, precision="auto"),
             seq_len=64,
             rows=64,
         ),

@@ -21,7 +21,17 @@ from tqdm.auto import tqdm
 
 from llmfs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, stored_weights
 from llmfs.evaluate import evaluating, next_token_loss
-from llmfs.optim import AdamW, Muon, clip_grad_norm_, cosine_lr, gather, is_sharded, shard_like, split_params
+from llmfs.optim import (
+    AdamW,
+    Muon,
+    clip_grad_norm_,
+    cosine_lr,
+    gather,
+    is_sharded,
+    multiplies_bf16,
+    shard_like,
+    split_params,
+)
 from llmfs.tokenizer import Tokenizer
 
 LossFn = Callable[[nn.Module, Any], tuple[Tensor, int]]  # -> sum over the targets in nats, number of targets
@@ -53,7 +63,8 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW's memory of the gradient, and of its square
     clip_norm: float = 1.0  # largest norm of all gradients together; 0: no clipping
     accumulate: int = 1  # micro-batches a step, in all processes together
-    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast in the forward pass; weights stay float32
+    # Of the forward pass; weights stay float32. auto: bf16 where the device has instructions for it.
+    precision: Literal["auto", "float32", "bf16"] = "float32"
     shard: bool = False  # with several processes: each holds a part of every weight (FSDP), in place of a copy (DDP)
     seed: int = 0  # of dropout
     eval_every: int = 0  # optimizer steps between evaluations; 0: never
@@ -77,7 +88,7 @@ class TrainConfig:
                 f"lr {self.lr} and matrix_lr {self.matrix_lr} must be positive and at most {HIGHEST_RATE:,.0f}: "
                 "nothing would be learned"
             )
-        if self.optimizer not in ("muon", "adamw") or self.precision not in ("float32", "bf16"):
+        if self.optimizer not in ("muon", "adamw") or self.precision not in ("auto", "float32", "bf16"):
             raise ValueError(f"unknown optimizer {self.optimizer!r} or precision {self.precision!r}")
         if not (
             0 <= self.constant <= 1 and 0 <= self.vector_final <= 1 and min(self.clip_norm, self.weight_decay) >= 0
@@ -243,13 +254,14 @@ def _gradients(
     """Leave the gradient of the step's mean loss in the parameters -> that loss, and its number of targets."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     mine = range(rank, config.accumulate, world)
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and multiplies_bf16(device))
     for micro in mine:
         # Dropout, like the batch, depends on nothing but (seed, step, micro-batch).
         torch.manual_seed(((config.seed * 1_000_003 + step) * 1_000_003 + micro) % 2**63)
         last = micro == mine[-1]
         sync = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
         with sync:
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss, n = loss_fn(model, _to_device(batches(step, micro), device))
             loss.backward()
         total, count = total + loss.detach().double().cpu(), count + n

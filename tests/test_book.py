@@ -7,6 +7,8 @@ import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
+import execute_ahead
+import nbformat
 import pytest
 import roadmap
 import yaml
@@ -87,6 +89,18 @@ def test_a_lesson_without_a_kernelspec_is_refused(package: Path) -> None:
     text = re.sub(r"kernelspec:\n(  .*\n)+", "", FRONT_MATTER) + "```{code-cell}\n1\n```\n"
     with pytest.raises(ValueError, match="kernelspec"):
         stamp(text, package)
+
+
+def test_lessons_are_begun_in_an_order_that_keeps_two_processes_busy() -> None:
+    def lesson(code: str) -> nbformat.NotebookNode:
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+
+    sources = {"L01": "1", "L02": "recipes.book_model()", "L03": "recipes.book_model()", "S01": "2"}
+    sources["S02"] = "chat.book_few_model()"
+    order = execute_ahead.in_order({Path(name): lesson(code) for name, code in sources.items()})
+    assert [path.name for path in order] == ["L02", "S01", "L01", "S02", "L03"]
+    alone = execute_ahead.in_order({Path(name): lesson("1") for name in ("L01", "L02")})
+    assert [path.name for path in alone] == ["L02", "L01"]
 
 
 # The roadmap --------------------------------------------------------------------------------------------
@@ -191,6 +205,7 @@ def test_only_lessons_whose_code_changed_are_executed_again(tmp_path: Path) -> N
     first = book.build()
     assert first.returncode == 0, first.stdout
     assert executed(first.stdout) == ["L01", "L02"]
+    assert ("executing 2 lessons, 2 at a time" in first.stdout) == (execute_ahead.cores() >= 2)
     assert book.python(".ci/check_pages.py", "_build/html").returncode == 0
 
     assert executed(book.build().stdout) == []

@@ -10,6 +10,7 @@ from torch import nn
 
 from llmfs.config import GPTConfig
 from llmfs.gpt import GPT
+from llmfs import optim
 from llmfs.optim import AdamW, Muon, clip_grad_norm_, cosine_lr, orthogonalize, split_params
 
 
@@ -55,8 +56,10 @@ def test_weight_decay_does_not_pass_through_the_moments():
     assert p.item() == pytest.approx(2.0 * (1 - 0.05))
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8)])
-def test_orthogonalize_keeps_directions_and_levels_lengths(shape):
+def test_orthogonalize_keeps_directions_and_levels_lengths(shape, bf16, monkeypatch):
+    monkeypatch.setattr(optim, "multiplies_bf16", lambda device: bf16)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     out = orthogonalize(x).float()
     assert out.shape == x.shape

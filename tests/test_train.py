@@ -31,6 +31,18 @@ def test_loss_falls(optimizer):
     assert len(history.loss) == len(history.seconds) == 60 and history.tokens[-1] == 60 * 5 * 12
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_auto_is_bf16_where_the_device_has_instructions_for_it(monkeypatch, bf16):
+    monkeypatch.setattr("llmfs.train.multiplies_bf16", lambda device: bf16)
+    losses = {
+        precision: train(
+            model(), training_run.batches, TrainConfig(steps=3, accumulate=2, precision=precision), progress=False
+        ).loss
+        for precision in ("auto", "bf16", "float32")
+    }
+    assert losses["auto"] == losses["bf16" if bf16 else "float32"] and losses["bf16"] != losses["float32"]
+
+
 def test_at_the_end_norms_still_move_and_matrices_do_not():
     moved = {}
     for steps in (19, 20):  # one schedule; the last step is left out in the first

@@ -190,4 +190,4 @@ class ToyBook:
 
 def executed(log: str) -> list[str]:
     """The codes of the lessons that a build has executed."""
-    return sorted(re.findall(r"(L\d\d)_\w+\.md: Executing notebook", log))
+    return sorted(re.findall(r"(L\d\d)_\w+(?:\.md: Executing notebook|: executed in)", log))
