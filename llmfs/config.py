@@ -12,6 +12,9 @@ NormPosition = Literal["pre", "post"]
 Feedforward = Literal["gelu", "swiglu"]
 
 
+MOST_LAYERS = 10_000  # more would fill the memory, layer by layer, before anything could refuse them
+
+
 class ConfigError(ValueError):
     """A setting that does not make sense; the message says which, what was expected and what to do."""
 
@@ -54,6 +57,8 @@ class GPTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1")
+        if self.n_layer > MOST_LAYERS:
+            raise ConfigError(f"n_layer is {self.n_layer}; expected at most {MOST_LAYERS:,}")
         for name, kind in (("pos", Positions), ("norm", Norm), ("norm_position", NormPosition), ("mlp", Feedforward)):
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {get_args(kind)}")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfs.attention import causal_mask, scaled_dot_product_attention
-from llmfs.config import ConfigError
+from llmfs.config import MOST_LAYERS, ConfigError
 
 Cell = Literal["rnn", "lstm", "gru"]
 State = tuple[Tensor, ...]  # (h,) or, for an LSTM, (h, c); each (B, C), or (L, B, C) for all layers
@@ -170,6 +170,8 @@ class RNNConfig(_Settings):
     def __post_init__(self) -> None:
         """Check every field."""
         _check(self, "vocab_size", "block_size", "n_layer", "n_embd")
+        if self.n_layer > MOST_LAYERS:
+            raise ConfigError(f"n_layer is {self.n_layer}; expected at most {MOST_LAYERS:,}")
         if not isinstance(self.attention, bool):
             raise ConfigError(f"attention is {self.attention!r}; expected True or False")
 

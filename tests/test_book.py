@@ -51,9 +51,7 @@ def names(files: list[Path]) -> set[str]:
         ("def broken(:\n    pass", set()),
     ],
 )
-def test_a_cell_depends_on_what_it_imports_directly_or_not(
-    package: Path, cell: str, expected: set[str]
-) -> None:
+def test_a_cell_depends_on_what_it_imports_directly_or_not(package: Path, cell: str, expected: set[str]) -> None:
     assert names(dependencies([cell], package)) == expected
 
 
@@ -242,9 +240,9 @@ def test_the_build_executes_nothing_that_pytest_has_executed(tmp_path: Path) -> 
     build = book.build()
     assert build.returncode == 0, build.stdout
     assert executed(build.stdout) == []
-    assert 'There are <span class="pasted-text">2.0</span>' in (
-        book.html / "lessons" / "L01_Counting.html"
-    ).read_text("utf8")
+    assert 'There are <span class="pasted-text">2.0</span>' in (book.html / "lessons" / "L01_Counting.html").read_text(
+        "utf8"
+    )
 
 
 def test_pytest_reports_a_lesson_that_fails(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def test_too_long_is_refused():
         (dict(n_embd=28, n_head=4), "even"),
         (dict(pos="alibi"), "expected one of"),
         (dict(vocab_size=0), "at least 1"),
+        (dict(n_layer=10**12), "at most 10,000"),
         (dict(dropout=1.0), "probability"),
         (dict(bias=1), "True or False"),
         (dict(norm_eps=0.0), "positive"),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from llmfs import optim
 from llmfs.config import GPTConfig
 from llmfs.gpt import GPT
-from llmfs import optim
 from llmfs.optim import AdamW, Muon, clip_grad_norm_, cosine_lr, orthogonalize, split_params
 
 

@@ -130,6 +130,7 @@ def test_what_is_not_written_out_is_refused(module):
     [
         (dict(vocab_size=0), "vocab_size is 0"),
         (dict(n_layer=True), "n_layer is True"),
+        (dict(n_layer=10**12), "at most 10,000"),
         (dict(cell="elman"), "cell is 'elman'; expected one of"),
         (dict(dropout=1.0), "dropout is 1.0"),
         (dict(attention=1), "attention is 1; expected True or False"),
