@@ -89,16 +89,13 @@ def test_a_lesson_without_a_kernelspec_is_refused(package: Path) -> None:
         stamp(text, package)
 
 
-def test_lessons_are_begun_in_an_order_that_keeps_two_processes_busy() -> None:
-    def lesson(code: str) -> nbformat.NotebookNode:
-        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-
-    sources = {"L01": "1", "L02": "recipes.book_model()", "L03": "recipes.book_model()", "S01": "2"}
-    sources["S02"] = "chat.book_few_model()"
-    order = execute_ahead.in_order({Path(name): lesson(code) for name, code in sources.items()})
-    assert [path.name for path in order] == ["L02", "S01", "L01", "S02", "L03"]
-    alone = execute_ahead.in_order({Path(name): lesson("1") for name in ("L01", "L02")})
-    assert [path.name for path in alone] == ["L02", "L01"]
+@pytest.mark.parametrize("code, made", [("1", 0), ("book = recipes.book_model()", 1)])
+def test_the_books_model_is_made_where_a_lesson_asks_for_it(code, made, monkeypatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(execute_ahead.subprocess, "run", lambda command, **_: commands.append(command))
+    lesson = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    execute_ahead.make_book_model([lesson], REPOSITORY)
+    assert len(commands) == made
 
 
 # The roadmap --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 A lesson's products are small: on two cores two processes of one thread each get more done than one of two threads. So
 the lessons that the book's cache does not know are executed here, each with half of the cores, and put into the cache,
 where myst-nb finds them. One that fails is left to myst-nb, which executes it again and reports the error as ever.
+The book's model, for which most of them would wait, is made before, with all cores.
 
 With one core, or another execution mode than "cache", nothing is done here.
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +33,7 @@ from sphinx.util import logging
 logger = logging.getLogger(__name__)
 
 AT_A_TIME = 2
-BOOK_MODEL = re.compile(r"\bbook_\w*model\(")  # a lesson that asks for one of the book's models
+BOOK_MODEL = re.compile(r"\bbook_model\(")
 
 
 def cores() -> int:
@@ -53,15 +56,13 @@ def waiting(docnames: list[str], env: BuildEnvironment, cache: JupyterCacheAbstr
     return found
 
 
-def in_order(notebooks: dict[Path, NotebookNode]) -> list[Path]:
-    """The order in which to begin them, so that both processes have something to do until the end.
+def make_book_model(notebooks: Iterable[NotebookNode], root: Path) -> None:
+    """Train the book's model where one of the notebooks asks for it and it is not there yet; a progress bar shows how.
 
-    The first that needs the book's model makes it, and others would wait for that: so those that need none come next.
-    Apart from that the book's last lessons are begun first, for they take longest.
+    What goes wrong here goes wrong in the notebook again, and is reported there.
     """
-    need = {path: any(BOOK_MODEL.search(cell.source) for cell in nb.cells) for path, nb in notebooks.items()}
-    first = min((path for path in notebooks if need[path]), default=None)
-    return sorted(sorted(notebooks, reverse=True), key=lambda path: need[path] - 2 * (path == first))
+    if any(BOOK_MODEL.search(cell.source) for notebook in notebooks for cell in notebook.cells):
+        subprocess.run([sys.executable, "-c", "from llmfs import recipes; recipes.book_model()"], cwd=root)
 
 
 @contextmanager
@@ -85,6 +86,7 @@ def execute_ahead(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> No
     notebooks = waiting(docnames, env, cache)
     if len(notebooks) < AT_A_TIME:
         return
+    make_book_model(notebooks.values(), Path(env.srcdir))
     logger.info("executing %d lessons, %d at a time", len(notebooks), AT_A_TIME)
     pool = ThreadPoolExecutor(AT_A_TIME)
     with threads(cores() // AT_A_TIME):
@@ -97,7 +99,7 @@ def execute_ahead(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> No
                     timeout=config.execution_timeout,
                     allow_errors=config.execution_allow_errors,
                 ): path
-                for path in in_order(notebooks)
+                for path in sorted(notebooks, reverse=True)  # the last ones of the book take longest
             }
             for n, future in enumerate(as_completed(running), start=1):
                 path = running[future]
