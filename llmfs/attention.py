@@ -55,12 +55,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if mask is not None:
         return scaled_dot_product_attention(q, k, v, mask)[0]
-    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)  # (B, H, T, S); scaling q is the smaller job
-    if n_query > 1:  # the last query sees every key, so a single one needs no mask
-        # Adding -inf costs half of what masked_fill does, forward and backward.
-        bias = torch.full((n_query, n_key), -math.inf, dtype=q.dtype).triu(diagonal=n_key - n_query + 1)
-        scores = scores + bias
-    return scores.softmax(dim=-1) @ v
+    # One call for scaling, product and mask: adding -inf costs half of what masked_fill does, forward and backward.
+    bias = torch.full((n_query, n_key), -math.inf, dtype=q.dtype).triu(diagonal=n_key - n_query + 1)
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(q.shape[-1]))  # (B H, T, S)
+    return scores.view(*q.shape[:2], n_query, n_key).softmax(dim=-1) @ v
 
 
 class KVCache:

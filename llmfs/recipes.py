@@ -222,7 +222,7 @@ def book_tokenizer(vocab_size: int = 1024, *, progress: bool = True) -> BPEToken
 
 
 def book_model(name: str = "small", *, seed: int = 0, progress: bool = True) -> Book:
-    """The book's model: a GPT trained on tales. "small" takes two to three minutes on two CPU cores, once.
+    """The book's model: a GPT trained on tales. "small" takes three to seven minutes on two CPU cores, once.
 
     Raises ValueError for a name that is not in `RECIPES`.
     """
