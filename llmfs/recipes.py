@@ -422,25 +422,28 @@ DISTANCES = (5, 20, 50, 100, 10**6)  # upper ends, in words
 
 
 def kept(name: str, settings: dict[str, Any], code: Sequence[str], make: Callable[[Path], object]) -> Path:
-    """The folder of a kept result. make(folder) fills it where it is not there yet, in one process at a time.
-
-    settings and `code` (modules of llmfs, or "module.function") decide whether what is there still holds.
-    """
-    key = hashlib.sha256(
-        json.dumps([settings, torch.__version__, *map(code_digest, code)], sort_keys=True).encode()
-    ).hexdigest()[:16]
-    root = cache_dir() / "recipes"
-    final = root / f"{name}-{key}"
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{name}-{key}.lock"):
-        if not final.is_dir():
-            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
+    """The folder of a kept result. make(folder) fills it where it is not there yet, in one process at a time."""
+    final = kept_folder(name, settings, code)
+    if final.is_dir():  # it took its place in one step, so it is whole
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{final}.lock"):
+        if not final.is_dir():  # another process may have made it meanwhile
+            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=final.parent))
             try:
                 make(partial)
                 partial.rename(final)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def kept_folder(name: str, settings: dict[str, Any], code: Sequence[str]) -> Path:
+    """Where a result is kept, or will be: settings and `code` (modules of llmfs, or "module.function") decide that."""
+    key = hashlib.sha256(
+        json.dumps([settings, torch.__version__, *map(code_digest, code)], sort_keys=True).encode()
+    ).hexdigest()[:16]
+    return cache_dir() / "recipes" / f"{name}-{key}"
 
 
 @functools.cache

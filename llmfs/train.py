@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
 import threading
 import time
@@ -417,10 +418,21 @@ class _Stop:
         self.asked = True
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if self.wanted:
-            signal.signal(signal.SIGTERM, self.before or signal.SIG_DFL)
-            if self.asked and kind is None:
-                signal.raise_signal(signal.SIGTERM)
+        if not self.wanted:
+            return
+        if kind is not None:  # where one process has died, torchrun ends the others while they are about to say so
+            signal.signal(signal.SIGTERM, self._soon)
+            return
+        signal.signal(signal.SIGTERM, self.before or signal.SIG_DFL)
+        if self.asked:
+            signal.raise_signal(signal.SIGTERM)
+
+    def _soon(self, *_: Any) -> None:
+        """After an error: the signal takes its course two seconds later, so that the error can be printed first."""
+        signal.signal(signal.SIGTERM, self.before or signal.SIG_DFL)
+        timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
 
     def agreed(self, world: int, device: torch.device) -> bool:
         """Whether to end after this step. All processes get the same answer, and so end together."""

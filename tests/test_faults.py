@@ -7,6 +7,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -278,3 +280,26 @@ def test_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
     assert "CheckpointError: no checkpoint in" in (tmp_path / "rank-0.log").read_text()
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path)
+
+
+FAILING = """
+import os, signal, sys, time
+import training_run
+from llmfs.gpt import GPT
+from llmfs.train import train
+
+try:
+    train(GPT(training_run.CONFIG), lambda *_: 1 / 0, training_run.TRAIN, run_dir=sys.argv[1], progress=False)
+except ZeroDivisionError:
+    os.kill(os.getpid(), signal.SIGTERM)  # as torchrun ends a process whose neighbor has died
+    print("said", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_after_an_error_sigterm_leaves_time_to_say_what_it_was(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, Path.cwd())))}
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILING, tmp_path], env=environment, stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert ended.stdout == "said\n" and ended.returncode == -signal.SIGTERM

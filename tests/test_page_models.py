@@ -23,7 +23,6 @@ from llmfs import chat, recipes, sft, tales
 from llmfs.config import GPTConfig
 from llmfs.gpt import GPT, attention_maps, hidden_states
 from llmfs.quantize import quantized
-from llmfs.recipes import kept
 from llmfs.sample import filter_logits, generate
 from llmfs.tokenizer import BASE_BYTES, BPETokenizer, decode_utf8
 
@@ -448,12 +447,15 @@ def test_conversations_out_of_order_are_refused(engine, tokenizer):
 def only_kept():
     """The book's models where they are kept; none is trained for a test."""
 
-    def refuse(folder):
-        pytest.skip("the book's models have not been trained yet")
+    def only_there(name, settings, code, make):
+        folder = recipes.kept_folder(name, settings, code)
+        if not folder.is_dir():  # nor is one waited for that another process trains now
+            pytest.skip("the book's models have not been trained yet")
+        return folder
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (recipes, chat):
-            patch.setattr(module, "kept", lambda name, settings, code, make: kept(name, settings, code, refuse))
+            patch.setattr(module, "kept", only_there)
         yield
 
 
