@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 
-EXECUTED = Path(__file__).resolve().parent.parent / "_build" / "jupyter_execute" / "lessons"
+EXECUTED = Path(__file__).resolve().parent.parent / "_build" / "html" / "_sources" / "lessons"
 
 
 def main(repository: str, folder: Path) -> int:

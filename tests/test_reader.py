@@ -37,7 +37,8 @@ def test_a_lesson_offers_its_executed_notebook_the_pdf_and_places_to_run(book: T
     ):
         assert f"../{file}" in page and (book.html / file).is_file()
     notebook = json.loads((book.html / "_sources/lessons/L01_Counting.ipynb").read_text("utf8"))
-    assert any(cell.get("execution_count") for cell in notebook["cells"])
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code and all(cell["execution_count"] for cell in code)
     assert "mybinder.org/v2/gh/owner/name/HEAD?urlpath=lab/tree/lessons/L01_Counting.md" in page
     assert "colab.research.google.com/github/owner/name/blob/notebooks/L01_Counting.ipynb" in page
     assert "mybinder" not in (book.html / "book" / "references.html").read_text("utf8")

@@ -10,13 +10,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from docutils import nodes
+from jupyter_cache import get_cache
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
@@ -89,10 +91,14 @@ def _write_lessons(app: Sphinx, error: Exception | None) -> None:
     out = Path(app.outdir)
     data = json.dumps(lessons_of(app.env), ensure_ascii=False)
     (out / "_static" / "progress-data.js").write_text(f"window.LLMFS_LESSONS = {data};\n", encoding="utf-8")
-    for notebook in (out.parent / "jupyter_execute" / LESSONS).glob("*.ipynb"):
+    cache = get_cache(app.env.mystnb_config.execution_cache_path)  # type: ignore[attr-defined]
+    for path in (out.parent / "jupyter_execute" / LESSONS).glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        with contextlib.suppress(KeyError):  # myst-nb writes those that the cache knew without their outputs
+            _, notebook = cache.merge_match_into_notebook(notebook)
         folder = out / "_sources" / LESSONS
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(notebook, folder / notebook.name)
+        nbformat.write(notebook, folder / path.name)
 
 
 def _describe(
