@@ -67,8 +67,8 @@ def run(settings: Settings, tales: str | None = None) -> Section:
 def ours(tokens: Tokens, held_out: Tokens, vocab_size: int, settings: Settings, **changes: Any) -> Found:
     """The package's recipe for a text of this size."""
     model, history = trained(tokens, vocab_size, settings, **changes)
-    seq_len = TEXT_RECIPES["small"].seq_len
-    return model.n_params(), history.seconds[-1], evaluate(model, sequential_batches(held_out, 32, seq_len))
+    batches = sequential_batches(held_out, 32, model.config.block_size)
+    return model.n_params(), history.seconds[-1], evaluate(model, batches)
 
 
 def steps_within(seconds: float, tokens: Tokens, vocab_size: int, settings: Settings) -> int:
