@@ -451,7 +451,11 @@ def to_tokens(word: str) -> str:
 
     A lone surrogate has no UTF-8; its three bytes are what UTF-8's rule would give.
     """
-    return word.encode("utf-8", "surrogatepass").translate(_ID_OF_BYTE).decode("latin-1")
+    return _base_tokens(word.encode("utf-8", "surrogatepass"))
+
+
+def _base_tokens(data: bytes) -> str:
+    return data.translate(_ID_OF_BYTE).decode("latin-1")
 
 
 def count_words(texts: Iterable[str], pattern: regex.Pattern[str]) -> Counter[str]:
@@ -573,8 +577,8 @@ def merge_short_word(word: str, merged: Mapping[str, str]) -> str:
     made = list(map(merged.get, pairs(word), repeat(_NOTHING)))  # by each token and the one behind it
     while made and (new := min(made)) != _NOTHING:
         i = made.index(new)
-        tokens[i : i + 2] = [new]
-        del made[i]
+        tokens[i] = new
+        del made[i], tokens[i + 1]
         if i > 0:
             made[i - 1] = merged.get(tokens[i - 1] + new, _NOTHING)
         if i < len(made):
@@ -625,17 +629,44 @@ def _in_order(numbers: array[int]) -> Iterable[int]:
     return numbers if ordered else sorted(numbers)
 
 
+def whole_tokens(merges: Sequence[tuple[int, int]], vocabulary: Sequence[bytes]) -> list[bool]:
+    """For each token: is it what its own bytes are merged to? A word that is such a token needs no merging.
+
+    Every token that was learned from words is one. Of the merges (a, b), (b, c) and (a, bc) the last makes none:
+    the letters abc give ab and c. Tokens longer than short words are not looked at.
+    """
+    made = {pair: token for token, pair in enumerate(merges, 256)}
+    whole = [True] * 256
+    for token, (left, right) in enumerate(merges, 256):
+        # Undo the merges beside the seam, the latest first: nothing may have merged across it before them. Of equal
+        # tokens the right one was made later, so a pair across the seam that makes the same comes before it.
+        fits = whole[left] and whole[right] and len(vocabulary[token]) <= _LONG_WORD
+        while fits and max(left, right) >= 256:
+            last = max(left, right)
+            if left > right:
+                left = merges[left - 256][1]
+                fits = made.get((left, right), last) >= last
+            else:
+                right = merges[right - 256][0]
+                fits = made.get((left, right), token) > last
+        whole.append(fits)
+    return whole
+
+
 class _WordCache(dict[str, list[int]]):
     """{word: ids}, filled as words are met. It starts afresh when it is full, so that it stays bounded."""
 
-    def __init__(self, merged: Mapping[str, str]) -> None:
-        self.merged = merged
+    def __init__(self, merges: Sequence[tuple[int, int]], vocabulary: Sequence[bytes]) -> None:
+        self.merged = {chr(a) + chr(b): chr(token) for token, (a, b) in enumerate(merges, 256)}
+        whole = whole_tokens(merges, vocabulary)
+        self.whole = {_base_tokens(data): token for token, data in enumerate(vocabulary) if whole[token]}
 
     def __missing__(self, word: str) -> list[int]:
         tokens = to_tokens(word)
         if len(tokens) > _LONG_WORD:
             return list(map(ord, merge_long_word(tokens, self.merged)))
-        ids = list(map(ord, merge_short_word(tokens, self.merged)))
+        token = self.whole.get(tokens)
+        ids = list(map(ord, merge_short_word(tokens, self.merged))) if token is None else [token]
         if len(self) >= _CACHE_WORDS:
             self.clear()
         self[word] = ids
@@ -667,9 +698,10 @@ class BPETokenizer(Tokenizer):
         self._merges = [(operator.index(a), operator.index(b)) for a, b in merges]
         compiled = compile_pattern(self.pattern)
         self._split = compiled.findall if self.pattern in PATTERNS.values() else _in_good_time(compiled)
-        self._bytes = dict(enumerate(vocabulary(self._merges)))
+        tokens = vocabulary(self._merges)
+        self._cache = _WordCache(self._merges, tokens)
+        self._bytes = dict(enumerate(tokens))
         self._bytes |= {id: text.encode("utf-8", "surrogatepass") for id, text in self._special_text.items()}
-        self._cache = _WordCache({chr(a) + chr(b): chr(256 + k) for k, (a, b) in enumerate(self._merges)})
 
     @classmethod
     def train(

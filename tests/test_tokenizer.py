@@ -36,6 +36,8 @@ from llmfs.tokenizer import (
     merge_long_word,
     merge_short_word,
     to_tokens,
+    vocabulary,
+    whole_tokens,
 )
 
 PATTERNS = ["gpt2", "gpt4"]
@@ -272,6 +274,41 @@ def test_long_and_short_words_are_merged_alike(word: str) -> None:
     words = {to_tokens("".join(random.Random(k).choices("abcdefgh", k=12))): 1 for k in range(150)}
     merged = {chr(a) + chr(b): chr(256 + k) for k, (a, b) in enumerate(learn_merges(words, 200))}
     assert merge_long_word(to_tokens(word), merged) == merge_short_word(to_tokens(word), merged)
+
+
+def some_merges(seed: int) -> list[tuple[int, int]]:
+    """Merges of any two tokens, few of which training would find; no two make the same bytes."""
+    rng, merges = random.Random(seed), []
+    made = set(vocabulary([]))
+    for _ in range(40):
+        tokens = vocabulary(merges)
+        pair = rng.choice([*range(3), *range(256, len(tokens))]), rng.choice([*range(3), *range(256, len(tokens))])
+        if (new := tokens[pair[0]] + tokens[pair[1]]) not in made and len(new) <= 40:
+            made.add(new)
+            merges.append(pair)
+    return merges
+
+
+def test_whole_tokens_are_those_that_their_own_bytes_are_merged_to() -> None:
+    seen = []
+    for seed in range(200):
+        merges = some_merges(seed)
+        merged = {chr(a) + chr(b): chr(256 + k) for k, (a, b) in enumerate(merges)}
+        words = [to_tokens(token.decode("latin-1")) for token in vocabulary(merges)[256:]]  # of !, " and #
+        expected = [merge_short_word(word, merged) == chr(256 + k) for k, word in enumerate(words)]
+        assert whole_tokens(merges, vocabulary(merges)) == [True] * 256 + expected
+        seen += expected
+    assert min(seen.count(True), seen.count(False)) > 1_000
+    merges = [(0, 1), (1, 2), (0, 257)]
+    assert whole_tokens(merges, vocabulary(merges))[256:] == [True, True, False]
+
+
+@pytest.mark.parametrize("letters", ["a", "ab", "abcd"])
+def test_every_token_that_was_learned_is_whole(letters: str) -> None:
+    rng = random.Random(1)
+    words = {to_tokens("".join(rng.choices(letters, k=rng.randint(1, 40)))): rng.randint(1, 5) for _ in range(500)}
+    merges = list(learn_merges(words, 400))
+    assert len(merges) > 30 and all(whole_tokens(merges, vocabulary(merges)))
 
 
 @settings(deadline=None, max_examples=300)
