@@ -126,12 +126,14 @@ OVERVIEW = """Array.from(document.querySelectorAll(".progress-list > li"), (row)
 
 IMPORT = """async (text) => {
     const input = document.querySelector(".progress-overview input[type=file]");
+    const status = document.querySelector(".progress-status");
+    status.textContent = "";
     const files = new DataTransfer();
     files.items.add(new File([text], "progress.json"));
     input.files = files.files;
     input.dispatchEvent(new Event("change"));
-    await new Promise((done) => setTimeout(done, 200));
-    return document.querySelector(".progress-status").textContent;
+    while (!status.textContent) await new Promise((done) => setTimeout(done, 20));
+    return status.textContent;
 }"""
 
 
