@@ -15,6 +15,7 @@ is the order of ids, which breaks ties.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 import json
@@ -28,7 +29,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice, pairwise, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -458,29 +459,17 @@ def _base_tokens(data: bytes) -> str:
     return data.translate(_ID_OF_BYTE).decode("latin-1")
 
 
-def count_words(texts: Iterable[str], pattern: regex.Pattern[str]) -> Counter[str]:
-    """How often each pre-token ("word") occurs in texts."""
+def count_words(texts: Iterable[str], split: Callable[[str], list[str]]) -> Counter[str]:
+    """How often each pre-token ("word") occurs in texts; split cuts a text into them, as `word_splitter` does."""
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(pattern.findall(text))
+        counts.update(split(text))
     return counts
 
 
 def pairs(word: str) -> Iterator[str]:
     """The neighboring pairs of a word: "abc" -> "ab", "bc"."""
-    return map("".join, pairwise(word))
-
-
-def count_pairs(word_counts: Mapping[str, int]) -> Counter[str]:
-    """How often each pair of neighboring tokens occurs: {two characters: count}.
-
-    word_counts holds words as strings of tokens.
-    """
-    counts: Counter[str] = Counter()
-    for word, n in word_counts.items():
-        for pair in pairs(word):
-            counts[pair] += n
-    return counts
+    return map(operator.add, word, word[1:])
 
 
 def learn_merges(word_counts: Mapping[str, int], n_merges: int) -> Iterable[tuple[int, int]]:
@@ -508,13 +497,17 @@ class PairIndex:
     def __init__(self, word_counts: Mapping[str, int]) -> None:
         self.words = list(word_counts)
         self.n_times = list(word_counts.values())
-        self.count = dict(count_pairs(word_counts))
-        self.words_with: defaultdict[str, list[int]] = defaultdict(list)
+        self.words_with: defaultdict[str, list[int]] = defaultdict(list)  # a word that has a pair twice is named twice
         for i, word in enumerate(self.words):
             for pair in pairs(word):
                 self.words_with[pair].append(i)
+        self.count = {pair: self.occurrences(words) for pair, words in self.words_with.items()}
         self.heap = [(-n, pair) for pair, n in self.count.items()]
         heapq.heapify(self.heap)
+
+    def occurrences(self, words: Iterable[int]) -> int:
+        """How often these words occur in the text, all together."""
+        return sum(map(self.n_times.__getitem__, words))
 
     def most_frequent(self) -> str | None:
         """The pair with the highest count, of equal ones the smallest; None when no pair is left."""
@@ -528,40 +521,36 @@ class PairIndex:
         return None
 
     def merge(self, pair: str, new: str) -> None:
-        """Replace the pair by the token `new` in every word, and bring the counts up to date."""
-        count, words_with = self.count, self.words_with
-        made: defaultdict[str, int] = defaultdict(int)  # pairs with the new token, and how often each occurs
-        for i in set(words_with.pop(pair)):  # a word that has the pair twice is named twice
-            pieces = self.words[i].split(pair)  # what stands between the occurrences, found from the left
+        """Replace the pair by the token `new` in every word, and bring the counts up to date.
+
+        In "xaby", merging "ab" to N turns the pairs "xa" and "by" into "xN" and "Ny". In "abab" the pair "ba" between
+        two occurrences becomes "NN".
+        """
+        first, second = pair[0], pair[1]
+        count, words = self.count, self.words
+        made: defaultdict[str, list[int]] = defaultdict(list)  # the pairs with the new token, and the words with each
+        for i in set(self.words_with.pop(pair)):
+            pieces = words[i].split(pair)  # what stands between the occurrences, found from the left
             if len(pieces) == 1:
                 continue  # the pair is no longer in this word
-            self.words[i] = new.join(pieces)
+            words[i] = new.join(pieces)
             n = self.n_times[i]
-            for before, after in changed_neighbors(pieces, pair, new):
-                count[before] -= n
-                made[after] += n
-                words_with[after].append(i)
+            was = left = pieces[0][-1:]  # the token on the left of an occurrence, before this merge and after it
+            for right in pieces[1:]:
+                if left:
+                    count[was + first] -= n
+                    made[left + new].append(i)
+                if right:
+                    count[second + right[0]] -= n
+                    made[new + right[0]].append(i)
+                    was = left = right[-1]
+                else:
+                    was, left = second, new
         del count[pair]
-        count.update(made)
-        for after, n in made.items():
-            heapq.heappush(self.heap, (-n, after))
-
-
-def changed_neighbors(pieces: list[str], pair: str, new: str) -> Iterator[tuple[str, str]]:
-    """The pairs beside a merge, before and after it: (old pair, new pair), ..., one at a time to save memory.
-
-    pieces is a word split at the pair: in "xaby", split at "ab", "xa" becomes "xN" and "by" becomes "Ny".
-    Two occurrences side by side, "abab", turn the pair "ba" between them into "NN".
-    """
-    first, second = pair[0], pair[1]
-    for k in range(1, len(pieces)):  # the occurrence between pieces[k - 1] and pieces[k]
-        left, right = pieces[k - 1], pieces[k]
-        if left:
-            yield left[-1] + first, left[-1] + new
-        elif k > 1:
-            yield second + first, new + new
-        if right:
-            yield second + right[0], new + right[0]
+        self.words_with.update(made)
+        for after, of in made.items():
+            count[after] = self.occurrences(of)
+            heapq.heappush(self.heap, (-count[after], after))
 
 
 # --- byte-level BPE: encoding --------------------------------------------------------------------------
@@ -696,8 +685,7 @@ class BPETokenizer(Tokenizer):
         super().__init__(256 + len(merges), special_tokens)
         self.pattern = PATTERNS.get(pattern, pattern)
         self._merges = [(operator.index(a), operator.index(b)) for a, b in merges]
-        compiled = compile_pattern(self.pattern)
-        self._split = compiled.findall if self.pattern in PATTERNS.values() else _in_good_time(compiled)
+        self._split = word_splitter(self.pattern)
         tokens = vocabulary(self._merges)
         self._cache = _WordCache(self._merges, tokens)
         self._bytes = dict(enumerate(tokens))
@@ -734,7 +722,7 @@ class BPETokenizer(Tokenizer):
         if specials:
             between = re.compile(_any_of(specials).replace("(", "(?:", 1))
             documents = chain.from_iterable(map(between.split, documents))
-        word_counts = count_words(documents, compile_pattern(PATTERNS.get(pattern, pattern)))
+        word_counts = count_words(documents, word_splitter(PATTERNS.get(pattern, pattern)))
         merges = _that_fit(learn_merges({to_tokens(word): n for word, n in word_counts.items()}, n_merges))
         if progress:
             from tqdm.auto import tqdm
@@ -823,6 +811,43 @@ class BPETokenizer(Tokenizer):
 
 # GPT-2's files print a byte as the character of its number or, where that is blank, as one from U+0100 on.
 PRINTED = [chr(byte) if id < 188 else chr(256 + id - 188) for id, byte in enumerate(BASE_BYTES)]
+
+
+def word_splitter(pattern: str) -> Callable[[str], list[str]]:
+    """What cuts a text into the words of a pattern, so that put together again they are the text.
+
+    Raises ValueError for a pattern that `compile_pattern` refuses. So does the function, for one that takes too long.
+    """
+    compiled = compile_pattern(pattern)
+    if pattern not in PATTERNS.values():
+        return _in_good_time(compiled)
+    fast = _for_re(pattern)  # no time limit: these patterns never take long
+    return lambda text: (compiled if _BEYOND_BMP.search(text) else fast).findall(text)
+
+
+_BEYOND_BMP = re.compile("[\U00010000-\U0010ffff]")
+
+
+@functools.cache
+def _for_re(pattern: str) -> re.Pattern[str]:
+    """One of `PATTERNS` for `re`, which takes less than half of the time of `regex`, but does not know \\p{L}.
+
+    Its classes are spelled out: the characters that `regex` finds in them, up to U+FFFF (the "basic multilingual
+    plane"). There `re` looks characters up in a table; it would go through the many ranges beyond one by one.
+    """
+    plane = "".join(map(chr, range(0x10000)))
+    ranges = {
+        name: "".join(f"{re.escape(run[0])}-{re.escape(run[-1])}" for run in regex.findall(f"{name}+", plane))
+        for name in (r"\s", r"\p{L}", r"\p{N}")
+    }
+
+    def spelled_out(found: re.Match[str]) -> str:
+        members = found[0]
+        for name in ranges:
+            members = members.replace(name, ranges[name])
+        return members if found[0][0] == "[" else f"[{members}]"
+
+    return re.compile(re.sub(r"\[.*?\]|\\s|\\p\{.\}", spelled_out, pattern.replace(r"\S", r"[^\s]")))
 
 
 def compile_pattern(pattern: str) -> regex.Pattern[str]:

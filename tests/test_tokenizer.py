@@ -13,6 +13,7 @@ import sys
 import time
 import unicodedata
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,7 @@ from llmfs.tokenizer import (
     Tokenizer,
     TokenizerError,
     WordTokenizer,
-    count_pairs,
+    compile_pattern,
     learn_merges,
     load_tokenizer,
     merge_long_word,
@@ -38,6 +39,7 @@ from llmfs.tokenizer import (
     to_tokens,
     vocabulary,
     whole_tokens,
+    word_splitter,
 )
 
 PATTERNS = ["gpt2", "gpt4"]
@@ -121,18 +123,19 @@ def test_repeated_pairs_keep_the_counts_exact() -> None:
             pair = index.most_frequent()
             if pair is None:
                 break
-            recounted = count_pairs(dict.fromkeys(index.words, 0) | _summed(index))
+            recounted = counted_pairs(index)
             assert recounted[pair] == max(recounted.values())
             assert pair == min(p for p, n in recounted.items() if n == recounted[pair])
             index.merge(pair, chr(256 + k))
-            assert {p: n for p, n in index.count.items() if n} == dict(count_pairs(_summed(index)))
+            assert {p: n for p, n in index.count.items() if n} == counted_pairs(index)
 
 
-def _summed(index: PairIndex) -> dict[str, int]:
-    total: dict[str, int] = {}
+def counted_pairs(index: PairIndex) -> dict[str, int]:
+    counts: dict[str, int] = {}
     for word, n in zip(index.words, index.n_times, strict=True):
-        total[word] = total.get(word, 0) + n
-    return total
+        for a, b in pairwise(word):
+            counts[a + b] = counts.get(a + b, 0) + n
+    return counts
 
 
 # --- against the libraries -----------------------------------------------------------------------------
@@ -259,6 +262,21 @@ def test_round_trip_of_any_string(pattern: str, sample: str) -> None:
     tokenizer = trained(pattern)
     assert tokenizer.decode(tokenizer.encode(sample)) == sample
     assert tokenizer.decode(tokenizer.encode(sample, "all")) == sample
+
+
+@pytest.mark.parametrize("pattern", [GPT2_PATTERN, GPT4_PATTERN], ids=PATTERNS)
+@pytest.mark.parametrize("form", ["{0}", "'{0}", "a{0}", "1{0}a", " {0}", "\n{0}{0}", "{0}\n  x", "!{0} "])
+def test_every_character_is_cut_as_regex_cuts_it(pattern: str, form: str) -> None:
+    split, expected = word_splitter(pattern), compile_pattern(pattern).findall
+    characters = [chr(k) for k in (*range(0x10000), *range(0x10000, 0x110000, 997))]
+    assert [c for c in characters if split(form.format(c)) != expected(form.format(c))] == []
+
+
+@settings(deadline=None, max_examples=500)
+@given(sample=any_text | tricky_text | st.text("ab'sſLl \t\n\r\x1c\x85\u2028 1²Ⅷ一!-—🦉"))
+def test_every_text_is_cut_as_regex_cuts_it(sample: str) -> None:
+    for pattern in (GPT2_PATTERN, GPT4_PATTERN):
+        assert word_splitter(pattern)(sample) == compile_pattern(pattern).findall(sample)
 
 
 @settings(deadline=None, max_examples=200)
