@@ -163,6 +163,10 @@ class Tokenizer(ABC):
             )
         return tokenizer
 
+    def __reduce__(self) -> tuple[Callable[[Mapping[str, Any]], Self], tuple[dict[str, Any]]]:
+        """What a copy is made from, in this process or in another: the state that a file would hold."""
+        return self._from_state, (self._state(),)
+
     def _allowed(self, allowed_special: AllowedSpecial) -> frozenset[str]:
         if isinstance(allowed_special, str):
             if allowed_special != "all":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 import string
@@ -752,6 +754,16 @@ def test_a_bad_file_is_named(content: bytes, message: str, tmp_path: Path) -> No
     path.write_bytes(content)
     with pytest.raises(TokenizerError, match=rf"bad\.json.*({message})"):
         load_tokenizer(path)
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "[a-z]+"])
+def test_a_copy_and_one_in_another_process_give_the_same_ids(pattern: str) -> None:
+    sample = "Zoë's 🦉 don't\r\n  3.14159 <unk>"
+    bpe = trained(pattern)
+    for tokenizer in (bpe, CharTokenizer.train(sample, unk_token="?"), WordTokenizer.train(sample)):
+        for made in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+            assert made.encode(sample, "all") == tokenizer.encode(sample, "all")
+            assert made.fingerprint() == tokenizer.fingerprint() and type(made) is type(tokenizer)
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
