@@ -115,6 +115,14 @@ class Browser:
             raise RuntimeError(details.get("exception", {}).get("description") or details["text"])
         return result["result"].get("value")
 
+    def wait_for(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true, for up to a minute, on a busy machine."""
+        for _ in range(1200):
+            if self._holds(condition):
+                return
+            self.loop.run_until_complete(asyncio.sleep(0.05))
+        raise TimeoutError(f"{condition}; complaints: {self.complaints}")
+
     def tap(self, element: str, *, across: float = 0.5) -> None:
         """Touch the element that a JavaScript expression gives; across: where, as a share of its width."""
         x, y = self.evaluate(
