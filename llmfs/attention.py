@@ -41,24 +41,15 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor |
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`scaled_dot_product_attention` without the weights, by the fastest way that the device has.
+    """`scaled_dot_product_attention` without the weights, by torch's fused kernels, which never hold all of them.
 
     q (B, H, T, hd), k and v (B, H, S, hd); mask as there; None means causal. -> (B, H, T, hd)
     """
-    n_query, n_key, on_cpu = q.shape[-2], k.shape[-2], q.device.type == "cpu"
-    # Fused kernels need not write the (T, S) scores to memory. On the CPU that pays where no gradient will need them.
-    fused = not on_cpu or torch.is_inference_mode_enabled()
-    if fused and mask is None and n_query in (1, n_key):  # the last query sees every key: a single one needs no mask
+    n_query, n_key = q.shape[-2], k.shape[-2]
+    if mask is None and n_query in (1, n_key):  # the last query sees every key: a single one needs no mask
         return F.scaled_dot_product_attention(q, k, v, is_causal=n_query > 1)
-    if not on_cpu:
-        mask = causal_mask(n_query, n_key, q.device) if mask is None else mask
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    if mask is not None:
-        return scaled_dot_product_attention(q, k, v, mask)[0]
-    # One call for scaling, product and mask: adding -inf costs half of what masked_fill does, forward and backward.
-    bias = torch.full((n_query, n_key), -math.inf, dtype=q.dtype).triu(diagonal=n_key - n_query + 1)
-    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(q.shape[-1]))  # (B H, T, S)
-    return scores.view(*q.shape[:2], n_query, n_key).softmax(dim=-1) @ v
+    mask = causal_mask(n_query, n_key, q.device) if mask is None else mask
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class KVCache:

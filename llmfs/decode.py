@@ -105,14 +105,8 @@ class Decoder:
         self, ids: Tensor, cache: KVCache, *, mask: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
         """The model's own forward pass, but for the last token's logits only: ids (B, T) -> (B, 1, V)."""
-        T, model = ids.shape[1], self.model
-        if positions is None:
-            positions = torch.arange(cache.length, cache.length + T, device=ids.device)
-        x, rope = model.embed_tokens(ids, positions), model.rope_at(positions)
-        for block in model.blocks:
-            x = block(x, rope, mask, cache)  # (B, T, C)
-        cache.advance(T)
-        return model.lm_head(model.final_norm(x[:, -1:]))  # (B, 1, V)
+        last = (slice(None), slice(-1, None))
+        return self.model(ids, cache, mask=mask, positions=positions, at=last)
 
     def _embed(self, ids: Tensor, at: int | Tensor) -> Tensor:
         """ids (B,), their position or (B,) positions -> (B, C)."""

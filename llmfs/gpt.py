@@ -13,6 +13,8 @@ from llmfs.config import GPTConfig
 from llmfs.embeddings import rope_tables, sinusoidal_positions
 from llmfs.layers import Block, make_norm
 
+Index = Tensor | tuple[Tensor | slice, ...]  # what a tensor can be indexed with: a bool mask, or rows and columns
+
 
 class GPT(nn.Module):
     """A decoder-only Transformer (Radford et al. 2019; Touvron et al. 2023), as the config shapes it."""
@@ -71,13 +73,20 @@ class GPT(nn.Module):
             nn.init.normal_(self.embed.weight, std=0.3, generator=generator)
 
     def forward(
-        self, ids: Tensor, cache: KVCache | None = None, *, mask: Tensor | None = None, positions: Tensor | None = None
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        at: Index | None = None,
     ) -> Tensor:
         """ids (B, T) int64 -> logits (B, T, V): at each position, a score for every possible next token.
 
         cache: holds the earlier tokens' keys and values; this call adds its own. mask: (T, S), or anything that
         broadcasts to (B, H, T, S), True: may attend; None: causal. positions: (T,) or (B, T) int64, where the
-        tokens stand; None: behind what the cache holds. Raises ValueError past the block size.
+        tokens stand; None: behind what the cache holds. at: where logits are wanted, an index of (B, T), so that the
+        head computes no others; None: everywhere. Raises ValueError past the block size.
         """
         T, start = ids.shape[1], 0 if cache is None else cache.length
         if positions is None:
@@ -92,7 +101,8 @@ class GPT(nn.Module):
             x = block(x, rope, mask, cache)  # (B, T, C)
         if cache is not None:
             cache.advance(T)
-        return self.lm_head(self.final_norm(x))  # (B, T, V)
+        x = x if at is None else x[at]
+        return self.lm_head(self.final_norm(x))  # (B, T, V), or the shape of ids[at] and V
 
     def embed_tokens(self, ids: Tensor, positions: Tensor) -> Tensor:
         """ids (B, T), positions (T,) or (B, T) -> (B, T, C): what enters the first block."""

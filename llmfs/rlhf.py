@@ -199,9 +199,9 @@ def pack_answers(prompts: Sequence[Tokens], answers: Sequence[Sequence[Tokens]])
 
 def answer_logprobs(model: nn.Module, batch: Packed) -> Tensor:
     """-> (P, G, N): log p of each answer's tokens, 0 off the mask. Summed, it is `sequence_logprobs`."""
-    logits = model(batch.ids, mask=batch.attend, positions=batch.positions)  # (P, T, V)
-    rows = torch.arange(len(batch.ids), device=logits.device)[:, None, None]
-    logp = logits[rows, batch.before].float().log_softmax(dim=-1)  # (P, G, N, V)
+    rows = torch.arange(len(batch.ids), device=batch.ids.device)[:, None, None]
+    logits = model(batch.ids, mask=batch.attend, positions=batch.positions, at=(rows, batch.before))  # (P, G, N, V)
+    logp = logits.float().log_softmax(dim=-1)
     return logp.gather(-1, batch.tokens[..., None])[..., 0] * batch.mask
 
 

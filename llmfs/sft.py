@@ -225,7 +225,8 @@ def chat_batches(
 def chat_loss(model: nn.Module, batch: ChatBatch) -> tuple[Tensor, int]:
     """-> the sum of the cross-entropies over the tokens of the answers, in nats (a scalar), and how many those are."""
     ids, targets, mask, positions = batch
-    return cross_entropy_sum(model(ids, mask=mask, positions=positions), targets)
+    learn = targets != IGNORE  # (B, T); an answer is a small part of its row
+    return cross_entropy_sum(model(ids, mask=mask, positions=positions, at=learn), targets[learn])
 
 
 @torch.no_grad()

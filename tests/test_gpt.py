@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmfs.attention import KVCache, causal_mask
+from llmfs.attention import KVCache, attend, causal_mask, scaled_dot_product_attention
 from llmfs.config import ConfigError, GPTConfig
 from llmfs.gpt import GPT, attention_maps, hidden_states
 from llmfs.pretrained import from_gpt2, from_llama
@@ -164,6 +164,46 @@ def test_attention_maps_are_those_the_model_uses():
     by_hand = block.attn.o_proj(out.transpose(1, 2).reshape(2, 17, 32))
     torch.testing.assert_close(by_hand, block.attn(normed, model.rope_at(torch.arange(17))), atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(model.lm_head(model.final_norm(states[-1])), model(x))
+
+
+MASKS = {
+    "causal": None,
+    "one for all": torch.rand(7, 12, generator=torch.Generator().manual_seed(1)) < 0.5,
+    "a row's own": torch.rand(2, 1, 7, 12, generator=torch.Generator().manual_seed(2)) < 0.5,
+    "a head's own": torch.rand(2, 3, 7, 12, generator=torch.Generator().manual_seed(3)) < 0.5,
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(("T", "S"), [(7, 12), (7, 7), (1, 12)])
+def test_fast_attention_is_the_one_spelled_out(name, T, S):
+    """With and without gradients; a query that may attend to nothing gets zeros, and gives no gradient."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, 3, n, 8, generator=generator, dtype=torch.float64, requires_grad=True) for n in (T, S, S)
+    )
+    mask = MASKS[name]
+    if mask is not None:
+        mask = mask[..., :T, :S].clone()
+        mask[..., 0, :] = False
+    expected, _ = scaled_dot_product_attention(q, k, v, causal_mask(T, S) if mask is None else mask)
+    assert mask is None or not expected[:, :, 0].any()
+    torch.testing.assert_close(attend(q, k, v, mask), expected)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(attend(q, k, v, mask), expected.detach())
+    weight = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    grads = [torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (attend(q, k, v, mask), expected)]
+    torch.testing.assert_close(*grads)
+
+
+def test_logits_where_they_are_wanted():
+    model, x = randomize(GPT(GPTConfig(**SMALL)), 6), ids(2)
+    logits, some = model(x), x % 2 == 0  # (2, 17, V), (2, 17)
+    rows = torch.tensor([[1], [0]])
+    columns = torch.tensor([[3, 16, 3], [0, 1, 2]])
+    for at in (some, (rows, columns), (slice(None), slice(-1, None))):
+        torch.testing.assert_close(model(x, at=at), logits[at])
 
 
 def test_gpt2_small_has_its_published_size():
