@@ -6,9 +6,12 @@ evaluations, which count in no one's time.
 
 from __future__ import annotations
 
+import os
+import shutil
 import statistics
 import tempfile
 import time
+from itertools import product
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,6 +29,7 @@ from llmfs.train import TrainConfig, train
 
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+WARMUP = 2  # steps that are not counted
 GOAL = 1.3  # times the tokens per second
 SIZES: dict[str, dict[str, int]] = {  # and the rows and tokens of a batch
     "0.8 M": dict(n_layer=4, n_head=4, n_embd=128, rows=16, length=128),
@@ -39,7 +43,7 @@ TOLERANCE = {"float32": 1e-3, "bf16": 3e-2}  # nats that the losses of a step ma
 
 
 def run(settings: Settings) -> Section:
-    """Both families at three sizes and two precisions; on a GPU, GPT-2 with 124 M parameters too."""
+    """Both families at three sizes, two precisions, and compiled; on a GPU, GPT-2 with 124 M parameters too."""
     section = Section("train", "Training")
     tokens, vocab_size, what = characters()
     rounds = settings.n_rounds(2, 8)
@@ -49,23 +53,26 @@ def run(settings: Settings) -> Section:
     }
     columns = ["model", "steps", "loss, nats per character", "llmfs, s", "rival, s"]
     curve = Table("Seconds to the same loss", columns, [])
+    variants: list[tuple[Precision, bool]] = [(precision, False) for precision in PRECISIONS]
+    if not settings.quick and shutil.which(os.environ.get("CXX", "g++")):
+        variants.append(("float32", True))
     for size, shape in (QUICK if settings.quick else SIZES).items():
-        for precision in PRECISIONS:
-            for family in FAMILIES:
-                config = make_config(family, vocab_size, shape)
-                rows, length = shape["rows"], shape["length"]
-                name = f"{family}, {size}, {precision}"
-                ours, theirs, losses = side_by_side(
-                    config, reference(config), tokens, (rows, length), precision, rounds, settings, name
-                )
-                found = Comparison(name, "transformers", ours, theirs, rows * length / 1e3, "k tokens/s", GOAL)
-                least = flops_per_token(config, length) * rows * length / rates[precision]  # seconds
-                found.extra = {
-                    "share of the matrix rate": f"{least / statistics.median(ours):.0%}",
-                    "ratio at that rate": f"{statistics.median(theirs) / least:.2f}",
-                }
-                section.comparisons.append(found)
-                curve.rows.append([name, len(losses), round(losses[-1], 3), sum(ours), sum(theirs)])
+        for (precision, compiled), family in product(variants, FAMILIES):
+            config = make_config(family, vocab_size, shape)
+            rows, length = shape["rows"], shape["length"]
+            name = f"{family}, {size}, {precision}" + ", both compiled" * compiled
+            theirs: Any = torch.compile(reference(config)) if compiled else reference(config)
+            plan = make_plan(rounds, precision, compiled)
+            ours, others, losses = side_by_side(config, theirs, tokens, (rows, length), plan, settings, name)
+            goal = None if compiled else GOAL
+            found = Comparison(name, "transformers", ours, others, rows * length / 1e3, "k tokens/s", goal)
+            least = flops_per_token(config, length) * rows * length / rates[precision]  # seconds
+            found.extra = {
+                "share of the matrix rate": f"{least / statistics.median(ours):.0%}",
+                "ratio at that rate": f"{statistics.median(others) / least:.2f}",
+            }
+            section.comparisons.append(found)
+            curve.rows.append([name, len(losses), round(losses[-1], 3), sum(ours), sum(others)])
     section.notes += [
         f"Text: {what}. One batch is 2,048 characters. Both sides start from the same weights, take the same batches "
         f"and rates (AdamW at {RATE:g}, gradients clipped at 1), and their losses agree at every step "
@@ -73,7 +80,8 @@ def run(settings: Settings) -> Section:
         "bf16: torch.autocast on both sides. The best matrix product measured here: "
         + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {precision}" for precision, rate in rates.items())
         + ". The share is of the operations that the model needs (6 N + 12 L H hd T for a token) at that rate, and the "
-        "last column is the ratio that a side would reach which did nothing but these products.",
+        "last column is the ratio that a side would reach which did nothing but these products. Compiled: by "
+        "`torch.compile`, as with `llmfs train --compile`; compiling itself is left out.",
     ]
     section.tables.append(curve)
     section.tables.append(on_gpu(settings))
@@ -117,23 +125,28 @@ def to_transformers(model: GPT) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder)
 
 
+def make_plan(rounds: int, precision: Precision, compiled: bool = False) -> TrainConfig:
+    """AdamW at one rate, with an evaluation after every step: there the other side takes its turn."""
+    return TrainConfig(
+        WARMUP + rounds, "adamw", lr=RATE, constant=1.0, precision=precision, eval_every=1, compile=compiled
+    )
+
+
 def side_by_side(
     config: GPTConfig,
     theirs: nn.Module,
     tokens: Tokens,
     batch_shape: tuple[int, int],
-    precision: Precision,
-    rounds: int,
+    plan: TrainConfig,
     settings: Settings,
     name: str,
 ) -> tuple[list[float], list[float], list[float]]:
     """-> our seconds and theirs, one for each step but the first two, and our losses of all steps."""
-    warmup = 2
     clock = _Turns(settings)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.0)
     theirs.train()
     their_losses: list[float] = []
-    progress = iter(bar(range(warmup + rounds), settings, f"train, {name}"))
+    progress = iter(bar(range(plan.steps), settings, f"train, {name}"))
 
     def batch(step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
         return get_batch(tokens, *batch_shape, seed=0, step=step, rank=micro)
@@ -141,16 +154,15 @@ def side_by_side(
     def their_turn(_: nn.Module) -> dict[str, Any]:
         clock.ours.append(clock.lap())
         x, y = batch(len(their_losses), 0)
-        their_losses.append(their_step(theirs, optimizer, x, y, precision))
+        their_losses.append(their_step(theirs, optimizer, x, y, plan.precision))
         clock.theirs.append(clock.lap())
         next(progress, None)
         return {}
 
-    plan = TrainConfig(warmup + rounds, "adamw", lr=RATE, constant=1.0, precision=precision, eval_every=1)
     history = train(make_ours(config), batch, plan, evaluate=their_turn, progress=False)
     next(progress, None)
-    expect_near(f"losses of {name}", history.loss, their_losses, TOLERANCE[precision])
-    return clock.ours[warmup:], clock.theirs[warmup:], history.loss
+    expect_near(f"losses of {name}", history.loss, their_losses, TOLERANCE[plan.precision])
+    return clock.ours[WARMUP:], clock.theirs[WARMUP:], history.loss
 
 
 class _Turns:
@@ -170,7 +182,7 @@ class _Turns:
 
 
 def their_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, precision: Precision
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, precision: str
 ) -> float:
     """One step as it is usually written -> the loss."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):

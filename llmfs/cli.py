@@ -237,6 +237,13 @@ def _add_train(commands: Any) -> None:
     how.add_argument(
         "--precision", choices=("auto", "float32", "bf16"), help="of the forward pass; auto: bf16 where it is faster"
     )
+    how.add_argument(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="fuse the model's operations (torch.compile): a slow first step, then faster ones; on a CPU this needs a "
+        "C++ compiler",
+    )
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -306,9 +313,8 @@ def _recipe(recipe: Recipe, args: argparse.Namespace) -> Recipe:
         model.pop("d_ff", None)  # follows from the width
     train = dataclasses.replace(
         recipe.train,
-        **given(
-            "steps", "accumulate", "eval_every", "save_every", "lr", "matrix_lr", "optimizer", "precision", "shard"
-        ),
+        **given("steps", "accumulate", "eval_every", "save_every", "lr", "matrix_lr", "optimizer"),
+        **given("precision", "shard", "compile"),
     )
     changed = dataclasses.replace(recipe, model=model, train=train, **given("rows", "seq_len"))
     if changed.seq_len > model["block_size"]:

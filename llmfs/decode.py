@@ -64,9 +64,9 @@ class Decoder:
     @torch.inference_mode()
     def __init__(self, model: GPT, copy: bool = True) -> None:
         self.model, self.config = model, model.config
-        self.final_norm = _norm(model.final_norm)
+        self.final_norm, gain = _norm(model.final_norm, fold=copy)
         self.layers = [self._layer(block, copy) for block in model.blocks if isinstance(block, Block)]
-        self.head = _product([model.lm_head], copy)
+        self.head = _product([model.lm_head], copy, gain)
         hd, like = self.config.head_size, model.embed.weight
         # x @ eye is x, and x @ quarter is (-b, a) for x = (a, b), halves of a head.
         self.eye = torch.eye(hd, dtype=like.dtype, device=like.device)  # (hd, hd)
@@ -155,57 +155,65 @@ class Decoder:
         if attn.q_gain is not None and attn.k_gain is not None:
             H, Hkv = self.config.n_head, self.config.kv_heads
             gains = torch.cat((attn.q_gain.expand(H, -1), attn.k_gain.expand(Hkv, -1)))
+        fold = copy and self.config.norm_position == "pre"  # else the residual stream takes what a norm gives, too
+        attn_norm, attn_gain = _norm(block.attn_norm, fold)
+        mlp_norm, mlp_gain = _norm(block.mlp_norm, fold)
         return Layer(
-            _norm(block.attn_norm),
-            _product([attn.q_proj, attn.k_proj, attn.v_proj], copy),
+            attn_norm,
+            _product([attn.q_proj, attn.k_proj, attn.v_proj], copy, attn_gain),
             gains,
             _weights([attn.o_proj], copy),
-            _norm(block.mlp_norm),
-            _product([layer for layer in (mlp.gate_proj, mlp.up_proj) if layer is not None], copy),
+            mlp_norm,
+            _product([layer for layer in (mlp.gate_proj, mlp.up_proj) if layer is not None], copy, mlp_gain),
             _weights([mlp.down_proj], copy),
         )
 
 
-def _norm(module: nn.Module) -> Function:
-    """The function that a norm's module computes, in fewer calls."""
+def _norm(module: nn.Module, fold: bool) -> tuple[Function, Tensor | None]:
+    """The function that a norm's module computes, in fewer calls; fold: without its gain (C,), which is the second."""
     if isinstance(module, LayerNorm):
         w, b = module.weight, module.bias
-        return partial(F.layer_norm, normalized_shape=w.shape, weight=w, bias=b, eps=module.eps)
+        return partial(F.layer_norm, normalized_shape=w.shape, weight=w, bias=b, eps=module.eps), None
     if isinstance(module, RMSNorm) and module.weight.dtype in (torch.float32, torch.float64):
         w, C = module.weight, len(module.weight)
-        return partial(_rms_norm, gain=math.sqrt(C) * w, root=w.new_tensor(math.sqrt(C * module.eps)))
-    return module
+        gain, root = math.sqrt(C) * w, w.new_tensor(math.sqrt(C * module.eps))
+        if fold:
+            return partial(_direction, root=root), gain
+        return lambda x: _direction(x, root) * gain, None
+    return module, None
 
 
-def _rms_norm(x: Tensor, gain: Tensor, root: Tensor) -> Tensor:
-    """x (B, C) -> (B, C): what F.rms_norm gives, in half its time on a CPU, as √C gain x / √(|x|² + C eps).
+def _direction(x: Tensor, root: Tensor) -> Tensor:
+    """x (B, C) -> x / √(|x|² + C eps), for root √(C eps).
 
-    gain (C,) holds the √C, and root is √(C eps).
+    Times √C and the gain it is what F.rms_norm gives, in half its time on a CPU.
     """
-    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), root) * gain
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), root)
 
 
-def _product(layers: Sequence[nn.Linear], copy: bool) -> Function:
-    """Layers that read the same x (B, C), as one function: x -> their outputs side by side."""
+def _product(layers: Sequence[nn.Linear], copy: bool, gain: Tensor | None = None) -> Function:
+    """Layers that read the same x (B, C), as one function: gain x -> their outputs side by side."""
     groups = [layers] if copy else [[layer] for layer in layers]
     parts: list[Function] = []
     for group in groups:
-        weight, bias = _weights(group, copy)
+        weight, bias = _weights(group, copy, gain)
         parts.append(partial(torch.mm, mat2=weight) if bias is None else partial(torch.addmm, bias, mat2=weight))
     return parts[0] if len(parts) == 1 else lambda x: torch.cat([part(x) for part in parts], dim=-1)
 
 
-def _weights(layers: Sequence[nn.Linear], copy: bool) -> Weights:
+def _weights(layers: Sequence[nn.Linear], copy: bool, gain: Tensor | None = None) -> Weights:
     """The weight (in, sum of out) and the bias (sum of out,) of layers side by side, or a view of a single one's.
 
-    One row times a matrix is fastest where the matrix lies in memory as it is read: a row for each input.
+    One row times a matrix is fastest where the matrix lies in memory as it is read: a row for each input. gain (in,),
+    with a copy alone: what each input was still to be multiplied by.
     """
     if not copy:
         (layer,) = layers
         return layer.weight.t(), layer.bias
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
-    return weight.t().contiguous(), bias
+    weight = weight.t() if gain is None else weight.t() * gain[:, None]
+    return weight.contiguous(), bias
 
 
 def _add(x: Tensor, layer: Weights, y: Tensor) -> Tensor:

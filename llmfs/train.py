@@ -67,6 +67,7 @@ class TrainConfig:
     # Of the forward pass; weights stay float32. auto: bf16 where the device has instructions for it.
     precision: Literal["auto", "float32", "bf16"] = "float32"
     shard: bool = False  # with several processes: each holds a part of every weight (FSDP), in place of a copy (DDP)
+    compile: bool = False  # fuse the model's operations by `torch.compile`, which on a CPU needs a C++ compiler
     seed: int = 0  # of dropout
     eval_every: int = 0  # optimizer steps between evaluations; 0: never
     save_every: int = 0  # optimizer steps between checkpoints; 0: at the end alone
@@ -145,7 +146,9 @@ def train(
     history, start, states = History(), 0, None
     if resume and run_dir is not None:
         history, start, states = _resume(run_dir, model, config)
-    wrapped = spread(model, shard=config.shard) if world > 1 else model
+    wrapped: Any = spread(model, shard=config.shard) if world > 1 else model
+    if config.compile:
+        wrapped = torch.compile(wrapped)  # in its first step; the model that is saved and evaluated stays as it is
     optimizers = make_optimizers(model, config)
     if states is not None:
         _load_states(optimizers, states)
@@ -172,7 +175,7 @@ def train(
     # Dropout draws from torch's global generator: use it inside, and leave it as it was.
     stop, known_ids = _Stop(wanted=run_dir is not None), _checked(batches, model)
     bar_shown = _progress_bar(config, start, progress and rank == 0)
-    with stop, _named_losses(history, run_dir), torch.random.fork_rng(), bar_shown as bar:
+    with stop, _explained(history, run_dir), torch.random.fork_rng(), bar_shown as bar:
         for step in range(start, config.steps):
             began = time.perf_counter()
             scale = _set_rates(optimizers, config, step)
@@ -260,7 +263,7 @@ def _gradients(
         # Dropout, like the batch, depends on nothing but (seed, step, micro-batch).
         torch.manual_seed(((config.seed * 1_000_003 + step) * 1_000_003 + micro) % 2**63)
         last = micro == mine[-1]
-        sync = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+        sync = nullcontext() if last else getattr(model, "no_sync", nullcontext)()
         with sync:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss, n = loss_fn(model, _to_device(batches(step, micro), device))
@@ -329,7 +332,8 @@ def _resume(run_dir: str | Path, model: nn.Module, config: TrainConfig) -> tuple
     before, now = state["train"], dataclasses.asdict(config)
     for name in ("save_every", "keep", "shard"):  # how often to save, and where, changes nothing that is learned
         now.pop(name)
-    if changed := [name for name in now if now[name] != before.get(name)]:
+    # A setting that the checkpoint does not know is newer than it, and was at its default.
+    if changed := [name for name in now if now[name] != before.get(name, getattr(TrainConfig, name, None))]:
         raise CheckpointError(
             f"{checkpoint.path} was trained with another {', '.join(changed)}; "
             "give the same settings, or start a new run"
@@ -372,13 +376,18 @@ def _last_good(run_dir: str | Path | None) -> str:
 
 
 @contextmanager
-def _named_losses(history: History, run_dir: str | Path | None) -> Iterator[None]:
-    """Say what it means where one of several processes has died: the others notice when they wait for it."""
+def _explained(history: History, run_dir: str | Path | None) -> Iterator[None]:
+    """Say what torch's errors mean: nothing to compile with, or another process that has died."""
     try:
         yield
     except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise TrainingError(
+                f"step {len(history.loss)}: the model could not be compiled: {str(error).strip().splitlines()[0]}. "
+                "On a CPU this needs a C++ compiler, such as g++, and Python's headers; or train without compile"
+            ) from error
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
+            raise  # else one of several has died: the others notice when they wait for it
         raise TrainingError(
             f"step {len(history.loss)}: another process of this run has ended, or cannot be reached; "
             f"{_last_good(run_dir)}. Resume from there, with as many processes as you like"

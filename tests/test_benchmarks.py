@@ -84,7 +84,7 @@ def test_training_refuses_other_weights():
     with torch.no_grad():
         other.transformer.wte.weight[:, 0] += 1.0
     with pytest.raises(DifferentWork, match=r"losses of x: the results differ by up to \d"):
-        training.side_by_side(config, other, tokens, (2, 8), "float32", 1, QUICK, "x")
+        training.side_by_side(config, other, tokens, (2, 8), training.make_plan(1, "float32"), QUICK, "x")
 
 
 def test_generation_refuses_other_weights():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
+import sys
 
 import pytest
 import torch
+import torch._inductor.config
 import training_run
 from torch import nn
 
-from llmfs.checkpoint import CheckpointError, load_checkpoint
+from llmfs.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from llmfs.config import GPTConfig
 from llmfs.evaluate import bits_per_byte, evaluate, next_token_loss, perplexity
 from llmfs.gpt import GPT
@@ -112,6 +116,56 @@ def test_resume_refuses_other_settings(tmp_path):
             resume=True,
             progress=False,
         )
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is None,
+    reason="torch.compile needs a C++ compiler",
+)
+
+
+def equal_batches(step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """With batches of unequal size a model is compiled again and again."""
+    ids, targets = training_run.batches(step, micro)
+    return ids[:2], targets[:2]
+
+
+@needs_compiler
+def test_compiled_it_learns_the_same_and_resumes_bit_for_bit(tmp_path):
+    config = TrainConfig(steps=6, accumulate=2, save_every=3)
+    plain, compiled, resumed = (model() for _ in range(3))
+    expected = train(plain, equal_batches, config, progress=False)
+    config = dataclasses.replace(config, compile=True)
+    history = train(compiled, equal_batches, config, run_dir=tmp_path, progress=False)
+    assert history.loss == pytest.approx(expected.loss, rel=1e-5) and history.loss[-1] < history.loss[0]
+    shutil.rmtree(list_checkpoints(tmp_path)[-1])
+    again = train(resumed, equal_batches, config, run_dir=tmp_path, resume=True, progress=False)
+    assert again.loss == history.loss
+    for name, p in compiled.state_dict().items():  # the names are the plain model's, too
+        assert torch.equal(p, resumed.state_dict()[name]) and torch.allclose(p, plain.state_dict()[name], atol=1e-4)
+    with pytest.raises(CheckpointError, match="another compile"):
+        train(plain, equal_batches, dataclasses.replace(config, compile=False), run_dir=tmp_path, resume=True)
+
+
+def test_without_a_compiler_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing is there that was compiled before
+    torch._dynamo.reset()
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, str(tmp_path / "g++"))}),
+        pytest.raises(TrainingError, match=r"step 0: the model could not be compiled: .*needs a C\+\+ compiler"),
+    ):
+        train(model(), equal_batches, TrainConfig(steps=1, compile=True), progress=False)
+
+
+def test_a_setting_newer_than_the_checkpoint_was_at_its_default(tmp_path):
+    config = TrainConfig(steps=4, save_every=2)
+    train(model(), equal_batches, config, run_dir=tmp_path, progress=False)
+    shutil.rmtree(list_checkpoints(tmp_path)[-1])
+    older = load_checkpoint(tmp_path)
+    state = older.train_state()
+    assert state["train"].pop("compile") is False  # as it was before there was such a setting
+    save_checkpoint(tmp_path, older.model, step=older.step, train_state=state)
+    assert len(train(model(), equal_batches, config, run_dir=tmp_path, resume=True, progress=False).loss) == 4
 
 
 def test_nan_stops_with_step_rate_and_checkpoint(tmp_path):
