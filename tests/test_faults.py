@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,13 @@ def assert_same(a: Path, b: Path) -> None:
         assert torch.equal(p, others[name]), name
 
 
+def send(child: BaseProcess, number: int) -> None:
+    """A signal for a process that may have come to its end by now."""
+    assert child.pid is not None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, number)
+
+
 def disturb(folder: Path, fault: str, rng: random.Random, seconds: float, kind: dict[str, Any]) -> None:
     """Start or resume the run, let the fault happen, and check what is left."""
     mode = "resume" if list_checkpoints(folder) else "start"
@@ -62,9 +71,7 @@ def disturb(folder: Path, fault: str, rng: random.Random, seconds: float, kind: 
     (child,) = training_run.fork(folder, mode, **kind, **extra)
     if fault != "disk":
         time.sleep(rng.uniform(0.0, seconds))
-        if child.is_alive():
-            number = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}[fault]
-            os.kill(child.pid, number)
+        send(child, {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}[fault])
     (status,) = training_run.join([child])
     log = (folder / "rank-0.log").read_text()
     expected = {"kill": {-9}, "term": {-15}, "interrupt": {1, -2}, "disk": {1}}[fault] | {0}
@@ -218,7 +225,7 @@ def test_several_processes_killed_at_random(seed: int, tmp_path: Path, alone: Pa
         mode = "resume" if list_checkpoints(tmp_path) else "start"
         children = training_run.fork(tmp_path, mode, processes=2, **settings)
         time.sleep(rng.uniform(0.0, 3.0))
-        os.kill(rng.choice(children).pid, rng.choice([signal.SIGKILL, signal.SIGTERM]))
+        send(rng.choice(children), rng.choice([signal.SIGKILL, signal.SIGTERM]))
         training_run.join(children, grace=5)
         for checkpoint in list_checkpoints(tmp_path):
             load_checkpoint(checkpoint).train_state()
@@ -244,7 +251,7 @@ def test_two_processes_go_on_under_torchrun_bit_for_bit(seed: int, tmp_path: Pat
         mode = "resume" if list_checkpoints(tmp_path) else "start"
         children = training_run.fork(tmp_path, mode, processes=2, **settings)
         time.sleep(rng.uniform(0.5, 4.0))
-        os.kill(rng.choice(children).pid, number)
+        send(rng.choice(children), number)
         training_run.join(children, grace=5)
         for checkpoint in list_checkpoints(tmp_path):
             load_checkpoint(checkpoint).train_state()
